@@ -1,0 +1,1 @@
+"""Train cheap language-model runs, fit scaling laws to them, predict the big run."""

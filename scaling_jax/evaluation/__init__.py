@@ -1,0 +1,1 @@
+"""Losses and errors of a trained model, with intervals."""

@@ -1,0 +1,141 @@
+"""Loss and top-1 next-token error on held-out data, with 95 % bounds over sequences."""
+
+import functools
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypedDict
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int
+
+from scaling_jax import atomic
+from scaling_jax import mesh as meshes
+from scaling_jax.config import ModelConfig, RunConfig
+from scaling_jax.data.shards import Shards
+from scaling_jax.errors import UserError
+from scaling_jax.models import transformer
+from scaling_jax.models.loss import token_loss
+from scaling_jax.models.transformer import Params
+
+BOOTSTRAP_SEED = 0
+
+
+class SetScore(TypedDict):
+    """Scores of one validation set; `low` and `high` are 95 % bootstrap bounds over sequences."""
+
+    loss: float
+    loss_low: float
+    loss_high: float
+    error: float
+    error_low: float
+    error_high: float
+    sequences: int
+    tokens: int
+
+
+Scores = dict[str, SetScore]
+
+
+def evaluate(config: RunConfig, params: Params) -> Scores:
+    """Scores `params` on every validation set of `config`.
+
+    The rows are spread evenly over each set and are the same for every run.
+
+    Raises:
+      UserError: a set is missing, or holds no row of the model's sequence length.
+    """
+    mesh = meshes.make_mesh(config.mesh)
+    return {name: _score_set(config, params, name, mesh) for name in config.data.validation}
+
+
+def path(folder: Path, step: int) -> Path:
+    """Where the scores after `step` of the run in `folder` are kept."""
+    return folder / "evaluations" / f"step-{step:08d}.json"
+
+
+def write(scores: Scores, folder: Path, step: int) -> None:
+    """Keeps `scores` beside the run, atomically."""
+    atomic.write_text(path(folder, step), json.dumps({"step": step, "sets": scores}, indent=1) + "\n")
+
+
+def read(folder: Path, step: int) -> Scores | None:
+    """The scores kept after `step`; None if there are none."""
+    file = path(folder, step)
+    return json.loads(file.read_text(encoding="utf-8"))["sets"] if file.exists() else None
+
+
+def bootstrap_bounds(
+    values: Float[np.ndarray, "sequences"], samples: int, level: float = 0.95
+) -> tuple[float, float]:
+    """Percentile bounds of the mean of `values`, resampled with replacement."""
+    generator = np.random.default_rng(BOOTSTRAP_SEED)
+    weights = generator.multinomial(len(values), np.full(len(values), 1 / len(values)), samples)
+    low, high = np.quantile(weights @ values / len(values), [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def _score_set(config: RunConfig, params: Params, name: str, mesh: Mesh) -> SetScore:
+    length, wanted = config.model.sequence_length, config.evaluation.sequences
+    shards = Shards.open(Path(config.data.folder) / name / "validation")
+    if shards.vocabulary_size > config.model.vocabulary_size:
+        raise UserError(
+            f"{shards.folder}: prepared with {shards.vocabulary_size} token ids, but "
+            f"model.vocabulary_size is {config.model.vocabulary_size}"
+        )
+    available = shards.row_count(length)
+    if available == 0:
+        raise UserError(f"{shards.folder}: holds no row of sequence_length={length}")
+    chosen = np.unique(np.linspace(0, available - 1, min(wanted, available)).round().astype(np.int64))
+    losses, errors = _score_rows(config, params, shards.rows(chosen, length), mesh)
+    samples = config.evaluation.bootstrap_samples
+    loss_low, loss_high = bootstrap_bounds(losses, samples)
+    error_low, error_high = bootstrap_bounds(errors, samples)
+    return SetScore(
+        loss=float(losses.mean()),
+        loss_low=loss_low,
+        loss_high=loss_high,
+        error=float(errors.mean()),
+        error_low=error_low,
+        error_high=error_high,
+        sequences=len(chosen),
+        tokens=len(chosen) * length,
+    )
+
+
+def _score_rows(
+    config: RunConfig, params: Params, rows: Int[np.ndarray, "rows length+1"], mesh: Mesh
+) -> tuple[Float[np.ndarray, "rows"], Float[np.ndarray, "rows"]]:
+    """Mean loss and error of each row, in float64."""
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    batch_size = math.ceil(min(config.evaluation.batch_size, len(rows)) / parts) * parts
+    score = _compiled(config.model, mesh)
+    sharding = meshes.sharding(mesh, ("batch", "length"))
+    results = []
+    for start in range(0, len(rows), batch_size):
+        batch = rows[start : start + batch_size]
+        # The last batch is filled up with a row already scored, so that no shape is new.
+        padded = np.concatenate([batch, np.repeat(batch[:1], batch_size - len(batch), axis=0)])
+        losses, errors = score(params, jax.device_put(padded, sharding))
+        results.append(np.stack([losses, errors])[:, : len(batch)])
+    losses, errors = np.concatenate(results, axis=1).astype(np.float64)
+    return losses, errors
+
+
+@functools.cache
+def _compiled(
+    model: ModelConfig, mesh: Mesh
+) -> Callable[[Params, Array], tuple[Float[Array, "batch"], Float[Array, "batch"]]]:
+    @jax.jit
+    def score(params: Params, rows: Int[Array, "batch length+1"]) -> tuple[Array, Array]:
+        tokens = token_loss(transformer.bind(model, params)(rows[:, :-1]), rows[:, 1:])
+        return tokens.cross_entropy.mean(axis=1), 1 - tokens.correct.mean(axis=1)
+
+    def run(params: Params, rows: Array) -> tuple[Array, Array]:
+        with jax.set_mesh(mesh):
+            return score(params, rows)
+
+    return run

@@ -1,0 +1,236 @@
+"""The decoder-only transformer of open_lm, in Flax NNX: layers stacked on a leading axis, scanned.
+
+Pre-norm blocks with gain-only LayerNorm, rotary positions, LayerNorm over the whole query and key
+vectors before the heads are split, SwiGLU, and an output matrix of its own. Parameters are kept in
+float32; `ModelConfig.compute_dtype` is the type of activations and of the parameters inside matrix
+products. Each parameter carries the logical names of its axes (`scaling_jax.mesh.RULES`).
+
+Source: github.com/mlfoundations/open_lm, `open_lm/model.py`; Gadre et al. 2024, appendix B.
+"""
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Float32, Int
+
+from scaling_jax.config import ModelConfig
+from scaling_jax.mesh import constrain
+
+NORM_EPSILON = 1e-5
+# A scan of so few layers is written out: on CPU its bookkeeping would cost more than the layers.
+LONGEST_UNROLLED = 4
+
+Params = dict[str, Any]
+Rotation = tuple[Float[Array, "length half_head"], Float[Array, "length half_head"]]
+
+
+class LayerNorm(nnx.Module):
+    """Normalises the last axis to mean 0 and variance 1, times a gain; statistics in float32."""
+
+    def __init__(self, width: int):
+        self.gain = nnx.Param(jnp.ones(width), out_sharding=("gain",))
+
+    def __call__(self, x: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
+        exact = x.astype(jnp.float32)
+        centred = exact - exact.mean(axis=-1, keepdims=True)
+        variance = jnp.square(centred).mean(axis=-1, keepdims=True)
+        gain = self.gain[...].astype(x.dtype).astype(jnp.float32)
+        return (centred * jax.lax.rsqrt(variance + NORM_EPSILON) * gain).astype(x.dtype)
+
+
+class Attention(nnx.Module):
+    """Causal self-attention with rotary positions."""
+
+    def __init__(self, config: ModelConfig, key: jax.Array, depth: Int[Array, ""]):
+        width = config.width
+        key_in, key_out = jax.random.split(key)
+        self.config = config
+        # Query, key and value on an axis of their own, so that `heads` alone is split.
+        self.qkv = _normal(key_in, (width, 3, width), _scale(width), ("embed", "qkv", "heads"))
+        self.out = _normal(key_out, (width, width), _scale(width, depth), ("heads", "embed"))
+        if config.qk_norm:
+            self.query_norm = LayerNorm(width)
+            self.key_norm = LayerNorm(width)
+
+    def __call__(
+        self, x: Float[Array, "batch length width"], rotation: Rotation
+    ) -> Float[Array, "batch length width"]:
+        qkv = jnp.einsum("btd,dce->cbte", x, self.qkv[...].astype(x.dtype))
+        query, key, value = constrain(qkv, "qkv", "batch", "length", "heads")
+        if self.config.qk_norm:
+            query, key = self.query_norm(query), self.key_norm(key)
+        split = (*x.shape[:2], self.config.heads, self.config.head_width)
+        query, key, value = (part.reshape(split) for part in (query, key, value))
+        mixed = jax.nn.dot_product_attention(
+            rotate(query, rotation), rotate(key, rotation), value, is_causal=True
+        )
+        return mixed.reshape(x.shape) @ self.out[...].astype(x.dtype)
+
+
+class FeedForward(nnx.Module):
+    """SwiGLU: silu(gate) * up, projected down."""
+
+    def __init__(self, config: ModelConfig, key: jax.Array, depth: Int[Array, ""]):
+        width, hidden = config.width, config.hidden_width
+        key_in, key_out = jax.random.split(key)
+        self.gate_up = _normal(
+            key_in, (width, 2, hidden), _scale(width), ("embed", "gate_up", "mlp")
+        )
+        self.down = _normal(key_out, (hidden, width), _scale(hidden, depth), ("mlp", "embed"))
+
+    def __call__(self, x: Float[Array, "batch length width"]) -> Float[Array, "batch length width"]:
+        both = jnp.einsum("btd,dch->cbth", x, self.gate_up[...].astype(x.dtype))
+        gate, up = constrain(both, "gate_up", "batch", "length", "mlp")
+        return (jax.nn.silu(gate) * up) @ self.down[...].astype(x.dtype)
+
+
+class Block(nnx.Module):
+    """One layer: x + attention(norm(x)), then x + feed_forward(norm(x))."""
+
+    def __init__(self, config: ModelConfig, key: jax.Array, depth: Int[Array, ""]):
+        key_attention, key_feed_forward = jax.random.split(key)
+        self.attention_norm = LayerNorm(config.width)
+        self.attention = Attention(config, key_attention, depth)
+        self.feed_forward_norm = LayerNorm(config.width)
+        self.feed_forward = FeedForward(config, key_feed_forward, depth)
+
+    def __call__(
+        self, x: Float[Array, "batch length width"], rotation: Rotation
+    ) -> Float[Array, "batch length width"]:
+        x = x + self.attention(self.attention_norm(x), rotation)
+        x = x + self.feed_forward(self.feed_forward_norm(x))
+        return constrain(x, "batch", "length", "activation")
+
+
+class Transformer(nnx.Module):
+    """Token ids to next-token logits."""
+
+    # Axis names are only labels here: the sharding is applied by whoever places the arrays.
+    @nnx.use_eager_sharding(False)
+    def __init__(self, config: ModelConfig, key: jax.Array):
+        key_embedding, key_blocks, key_output = jax.random.split(key, 3)
+        vocabulary, width, layers = config.vocabulary_size, config.width, config.layers
+        self.config = config
+        self.embedding = _normal(
+            key_embedding, (vocabulary, width), _scale(width), ("vocabulary", "embed")
+        )
+        stack = nnx.vmap(
+            functools.partial(Block, config),
+            in_axes=(0, 0),
+            transform_metadata={nnx.PARTITION_NAME: "layer"},
+        )
+        self.blocks = stack(jax.random.split(key_blocks, layers), jnp.arange(layers))
+        self.norm = LayerNorm(width)
+        self.output = _normal(
+            key_output, (width, vocabulary), _scale(width), ("embed", "vocabulary")
+        )
+
+    def hidden(self, tokens: Int[Array, "batch length"]) -> Float[Array, "batch length width"]:
+        """The normalised vectors from which the logits are read."""
+        config = self.config
+        # Gathering from a table that is split along both axes would make the compiler replicate it.
+        table = constrain(
+            self.embedding[...].astype(config.compute_dtype), "vocabulary", "activation"
+        )
+        x = constrain(table[tokens], "batch", "length", "activation")
+        rotation = rotation_tables(config, tokens.shape[1])
+        graph, layers = nnx.split(self.blocks)
+
+        def apply_block(
+            x: Float[Array, "batch length width"], layer: nnx.State
+        ) -> tuple[Float[Array, "batch length width"], None]:
+            return nnx.merge(graph, layer)(x, rotation), None
+
+        unroll = config.layers <= LONGEST_UNROLLED
+        x, _ = jax.lax.scan(_remat(apply_block, config.remat), x, layers, unroll=unroll)
+        return self.norm(x)
+
+    def __call__(
+        self, tokens: Int[Array, "batch length"]
+    ) -> Float32[Array, "batch length vocabulary"]:
+        hidden = self.hidden(tokens)
+        logits = hidden @ self.output[...].astype(hidden.dtype)
+        return constrain(logits, "batch", "length", "vocabulary").astype(jnp.float32)
+
+
+def initialize(config: ModelConfig, key: jax.Array) -> Params:
+    """Fresh parameters, as nested dictionaries of float32 arrays."""
+    return nnx.to_pure_dict(nnx.state(Transformer(config, key), nnx.Param))
+
+
+def bind(config: ModelConfig, params: Params) -> Transformer:
+    """The model that computes with `params`."""
+    graph, state = _abstract(config)
+    nnx.replace_by_pure_dict(state, params)
+    return nnx.merge(graph, state)
+
+
+def parameter_axes(config: ModelConfig) -> Params:
+    """The logical axis names of each parameter, nested as the parameters are."""
+    _, state = _abstract(config)
+    return nnx.to_pure_dict(
+        jax.tree.map(
+            lambda variable: variable.replace(variable.get_metadata()["out_sharding"]),
+            state,
+            is_leaf=lambda node: isinstance(node, nnx.Variable),
+        )
+    )
+
+
+def _abstract(config: ModelConfig) -> tuple[nnx.GraphDef[Transformer], nnx.State]:
+    """The model's structure, and its parameters with shapes in place of numbers."""
+    # Not nnx.eval_shape: under a mesh that takes the axis names for those of the mesh.
+    return jax.eval_shape(lambda: nnx.split(Transformer(config, jax.random.key(0)), nnx.Param))
+
+
+def rotation_tables(config: ModelConfig, length: int) -> Rotation:
+    """Cosines and sines of the rotary angles, in the compute dtype.
+
+    With `rope_frequency_dtype: bfloat16` the frequencies are rounded first, as in the paper's runs:
+    that turns late positions by up to 2.5 rad.
+    """
+    half = config.head_width // 2
+    frequencies = config.rope_base ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    frequencies = frequencies.astype(config.rope_frequency_dtype).astype(jnp.float32)
+    angles = jnp.outer(jnp.arange(length, dtype=jnp.float32), frequencies)
+    dtype = config.compute_dtype
+    return jnp.cos(angles).astype(dtype), jnp.sin(angles).astype(dtype)
+
+
+def rotate(
+    x: Float[Array, "batch length heads head"], rotation: Rotation
+) -> Float[Array, "batch length heads head"]:
+    """Turns each (first half, second half) pair of a head by its position's angle (GPT-NeoX)."""
+    cosine, sine = (table[:, None, :] for table in rotation)
+    first, second = jnp.split(x, 2, axis=-1)
+    return jnp.concatenate(
+        [first * cosine - second * sine, second * cosine + first * sine], axis=-1
+    )
+
+
+def _scale(fan_in: int, depth: Int[Array, ""] | None = None) -> Float[Array, ""] | float:
+    """Standard deviation of an initial weight; outputs into the residual shrink with their depth."""
+    scale = 1 / math.sqrt(fan_in)
+    return scale if depth is None else scale / jnp.sqrt(2 * (depth + 1.0))
+
+
+def _normal(
+    key: jax.Array, shape: tuple[int, ...], scale: Float[Array, ""] | float, axes: tuple[str, ...]
+) -> nnx.Param:
+    """Normal weights cut off at 3 standard deviations, not corrected for the cut."""
+    return nnx.Param(scale * jax.random.truncated_normal(key, -3, 3, shape), out_sharding=axes)
+
+
+def _remat(function, policy: str):
+    """`function` that keeps for its backward pass only what `policy` says (ModelConfig.remat)."""
+    if policy == "none":
+        return function
+    keep = {
+        "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        "block": jax.checkpoint_policies.nothing_saveable,
+    }[policy]
+    return jax.checkpoint(function, policy=keep, prevent_cse=False)

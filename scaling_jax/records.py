@@ -1,0 +1,151 @@
+"""The records table: one row for each (run, evaluated step). Training writes it, laws read it.
+
+Columns
+    run               name of the training run
+    dataset           the data the run was trained on
+    model             name of the model size
+    params            N, parameters counted as in the paper (both embeddings, no qk-norm gains)
+    tokens            D, tokens trained on (sequences x sequence length)
+    token_multiplier  M = D / N
+    flops_6nd         C = 6 N D
+    seed, step
+    loss/<set>        cross-entropy in nats per token, with 95 % bounds loss/<set>/low and /high
+    error/<task>      1 - accuracy, with bounds in the same way
+Other columns are kept as they are.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from scaling_jax import atomic
+from scaling_jax.errors import UserError, nearest
+
+IDENTITY_COLUMNS = ("run", "dataset", "model")
+COUNT_COLUMNS = ("params", "tokens")
+DERIVED_COLUMNS = ("token_multiplier", "flops_6nd")
+MEASURE_PREFIXES = ("loss/", "error/")
+SUFFIXES = (".csv", ".parquet", ".json")
+
+
+def read(path: str | Path) -> pd.DataFrame:
+    """Reads and checks a records table from CSV, Parquet or JSON (a list of row objects).
+
+    Raises:
+      UserError: the file is missing or unreadable, or `check` finds a fault in it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such records table")
+    try:
+        if path.suffix == ".csv":
+            table = pd.read_csv(path)
+        elif path.suffix == ".parquet":
+            table = pd.read_parquet(path)
+        elif path.suffix == ".json":
+            table = pd.read_json(path, orient="records")
+        else:
+            raise UserError(f"{path}: a records table ends in one of {', '.join(SUFFIXES)}")
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path}: not a readable table ({str(error).splitlines()[0]})") from error
+    return check(table, source=str(path))
+
+
+def write(table: pd.DataFrame, path: str | Path) -> None:
+    """Checks `table` and writes it, atomically, in the format that the suffix of `path` names.
+
+    Raises:
+      UserError: unknown suffix, or `check` finds a fault in the table.
+    """
+    path = Path(path)
+    if path.suffix not in SUFFIXES:
+        raise UserError(f"{path}: a records table ends in one of {', '.join(SUFFIXES)}")
+    table = check(table, source=str(path))
+    with atomic.replacing(path) as temporary:
+        if path.suffix == ".csv":
+            table.to_csv(temporary, index=False)
+        elif path.suffix == ".parquet":
+            table.to_parquet(temporary, index=False)
+        else:
+            table.to_json(temporary, orient="records", indent=1)
+
+
+def check(table: pd.DataFrame, source: str = "records table") -> pd.DataFrame:
+    """Returns a copy of `table` with the derived columns filled in, after checking every contract.
+
+    `run`, `dataset` and `model` are optional (filled with the row number, "data" and the parameter
+    count), so that a bare table of params, tokens and losses from any other trainer is welcome.
+
+    Raises:
+      UserError: naming `source`, row (1 is the first below the header) and column, if a required
+        column is missing, a value is not a finite positive number, or a key appears twice.
+    """
+    if table.empty:
+        raise UserError(f"{source}: has no rows")
+    table = table.copy()
+    for column in COUNT_COLUMNS:
+        if column not in table:
+            hint = nearest(column, map(str, table.columns))
+            raise UserError(f"{source}: column '{column}' is missing ({hint})")
+        table[column] = _positive(table[column], source)
+    if "run" not in table:
+        table["run"] = [f"row {row}" for row in range(1, len(table) + 1)]
+    if "dataset" not in table:
+        table["dataset"] = "data"
+    if "model" not in table:
+        table["model"] = [f"{params:.4g}" for params in table["params"]]
+    for column in measures(table):
+        table[column] = _positive(table[column], source, optional=True)
+    if "token_multiplier" not in table:
+        table["token_multiplier"] = table["tokens"] / table["params"]
+    if "flops_6nd" not in table:
+        table["flops_6nd"] = 6.0 * table["params"] * table["tokens"]
+    for column in DERIVED_COLUMNS:
+        table[column] = _positive(table[column], source)
+    _check_keys(table, source)
+    return table
+
+
+def measures(table: pd.DataFrame) -> list[str]:
+    """The names of the loss and error columns of `table`, bounds included."""
+    return [name for name in map(str, table.columns) if name.startswith(MEASURE_PREFIXES)]
+
+
+def targets(table: pd.DataFrame) -> list[str]:
+    """The names of the loss and error columns that a law can be fitted to (no bounds)."""
+    return [name for name in measures(table) if not name.endswith(("/low", "/high"))]
+
+
+def require(table: pd.DataFrame, columns: Sequence[str], source: str = "records table") -> None:
+    """Raises a UserError naming the first of `columns` that `table` lacks, and the nearest one."""
+    for column in columns:
+        if column not in table:
+            hint = nearest(column, map(str, table.columns))
+            raise UserError(f"{source}: no column '{column}' ({hint})")
+
+
+def _positive(values: pd.Series, source: str, optional: bool = False) -> pd.Series:
+    """`values` as float64; every one finite and positive (or absent, where that is allowed)."""
+    numbers = pd.to_numeric(values, errors="coerce").astype("float64")
+    absent = values.isna() if optional else np.zeros(len(values), bool)
+    # An error of exactly 0 is a possible measurement; a loss or a count of 0 is not.
+    lowest_ok = numbers >= 0 if str(values.name).startswith("error/") else numbers > 0
+    wrong = ~(np.isfinite(numbers) & lowest_ok) & ~absent
+    if wrong.any():
+        row = int(np.flatnonzero(wrong)[0])
+        raise UserError(
+            f"{source}: row {row + 1}, column '{values.name}': {values.iloc[row]!r} "
+            "is not a finite positive number"
+        )
+    return numbers
+
+
+def _check_keys(table: pd.DataFrame, source: str) -> None:
+    key = ["run", "dataset", "step"] if "step" in table else ["run", "dataset"]
+    repeated = table.duplicated(subset=key)
+    if repeated.any():
+        row = int(np.flatnonzero(repeated)[0])
+        values = ", ".join(f"{name} {table.iloc[row][name]}" for name in key)
+        raise UserError(f"{source}: row {row + 1} repeats the key ({values}) of an earlier row")

@@ -1,0 +1,1 @@
+"""One run: mesh, optimiser, step, checkpoints, loop."""

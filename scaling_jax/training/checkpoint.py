@@ -1,0 +1,140 @@
+"""Checkpoints of a run, through orbax: `state`, the whole loss `curve`, and `meta` as JSON.
+
+`curve` and `meta` can be read without the state and without knowing the model. Orbax restores
+damaged array bytes without a word, so `meta` carries a fingerprint of every array, checked at
+restore; a step that does not match is left aside and the one before it is used.
+"""
+
+import dataclasses
+import importlib.metadata
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+from scaling_jax.training.state import TrainState
+
+Curve = dict[str, np.ndarray]
+Meta = dict[str, Any]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """What a checkpoint held."""
+
+    state: TrainState
+    curve: Curve
+    meta: Meta
+
+
+class Checkpoints:
+    """The checkpoints of one run. Saving goes on in the background; leaving the block waits for it.
+
+    Args:
+      folder: where they lie, one sub-folder a step.
+      keep: how many of the latest steps are kept.
+    """
+
+    def __init__(self, folder: Path, keep: int):
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, cleanup_tmp_directories=True, create=True
+        )
+        self._manager = ocp.CheckpointManager(folder.resolve(), options=options)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._manager.close()
+
+    def save(self, state: TrainState, curve: Curve, meta: Meta) -> None:
+        """Saves `state` under its own step number, unless that step is there already."""
+        step = int(state["step"])
+        if step in self._manager.all_steps():
+            return
+        meta = meta | {
+            "step": step,
+            "fingerprints": _flat(jax.device_get(_fingerprints(state))),
+            "versions": {
+                name: importlib.metadata.version(name)
+                for name in ("scaling_jax", "jax", "flax", "optax", "orbax-checkpoint")
+            },
+        }
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state),  # pyright: ignore[reportCallIssue]
+                curve=ocp.args.StandardSave(curve),  # pyright: ignore[reportCallIssue]
+                meta=ocp.args.JsonSave(meta),  # pyright: ignore[reportCallIssue]
+            ),
+        )
+
+    def restore_latest(self, layout: TrainState) -> Restored | None:
+        """The newest step whose arrays are what was saved; None if there is no such step.
+
+        Args:
+          layout: shapes, types and shardings to restore into; the mesh may differ from the saved.
+        """
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                return self._restore(step, layout)
+            except Exception as error:  # orbax raises bare Exception for damaged files
+                reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+                logger.warning("checkpoint of step %d is damaged and left aside: %s", step, reason)
+                self._manager.delete(step)
+        return None
+
+    def _restore(self, step: int, layout: TrainState) -> Restored:
+        items = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardRestore(layout),  # pyright: ignore[reportCallIssue]
+                curve=ocp.args.StandardRestore(),
+                meta=ocp.args.JsonRestore(),
+            ),
+        )
+        found = _flat(jax.device_get(_fingerprints(items["state"])))
+        expected = items["meta"]["fingerprints"]
+        for name in expected.keys() | found.keys():
+            if expected.get(name) != found.get(name):
+                raise ValueError(f"array {name} is not what was saved")
+        return Restored(items["state"], items["curve"], items["meta"])
+
+
+def latest_step(folder: Path) -> int | None:
+    """The newest saved step in a checkpoint folder."""
+    steps = [int(entry.name) for entry in folder.glob("*") if entry.name.isdigit()]
+    return max(steps, default=None)
+
+
+def read_curve(folder: Path) -> Curve:
+    """The loss curve of the newest checkpoint in `folder`: step, loss, z_loss, ... as arrays."""
+    return ocp.StandardCheckpointer().restore((folder / str(latest_step(folder)) / "curve").resolve())
+
+
+@jax.jit
+def _fingerprints(state: TrainState) -> Any:
+    """A 32-bit sum for each array; any flipped bit changes it, the mesh does not."""
+
+    def fingerprint(leaf: jax.Array) -> jax.Array:
+        words = jax.lax.bitcast_convert_type(leaf, jnp.uint32).ravel()
+        # Odd weights: a change of one bit is never multiplied away.
+        weights = jax.lax.iota(jnp.uint32, words.size) * np.uint32(2) + np.uint32(1)
+        return jnp.sum(words * weights, dtype=jnp.uint32)
+
+    return jax.tree.map(fingerprint, state)
+
+
+def _flat(tree: Any) -> dict[str, int]:
+    leaves: Sequence[tuple[Any, Any]] = jax.tree.leaves_with_path(tree)
+    return {jax.tree_util.keystr(path): int(leaf) for path, leaf in leaves}

@@ -1,0 +1,246 @@
+"""Training one run from its config to its last checkpoint; what has been done is not done again.
+
+On start:
+  1. No checkpoint: begin at step 0.
+  2. A checkpoint of the same run and the same data: go on from its step, bit for bit.
+  3. A checkpoint of another run, or of other data: refuse, saying which.
+  4. The last step is reached: return its state.
+"""
+
+import collections
+import dataclasses
+import json
+import logging
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import TextIO
+
+import jax
+import numpy as np
+
+from scaling_jax import config as configs
+from scaling_jax import mesh as meshes
+from scaling_jax.config import RunConfig
+from scaling_jax.data.batches import Batches
+from scaling_jax.data.shards import Shards
+from scaling_jax.errors import UserError
+from scaling_jax.models import counting
+from scaling_jax.training import budget as budgets
+from scaling_jax.training import checkpoint, interrupt, optimizer, state, step, throughput
+from scaling_jax.training.budget import Budget
+from scaling_jax.training.checkpoint import Checkpoints, Curve
+from scaling_jax.training.state import TrainState
+
+CONFIG_FILE = "config.yaml"
+METRICS_FILE = "metrics.jsonl"
+CURVE_COLUMNS = ("step", "tokens", *step.Metrics._fields)
+STEPS_IN_FLIGHT = 2
+TENSORBOARD_EVERY = 10
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """Where a run stands after a step."""
+
+    step: int
+    steps: int
+    loss: float
+    tokens_per_second: float
+    model_flops_utilization: float
+    seconds_left: float
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedRun:
+    """A run that has reached its last step."""
+
+    state: TrainState
+    curve: Curve
+    budget: Budget
+
+
+class NonFiniteLossError(Exception):
+    """The loss of a step was not a number; the last checkpoint before it is kept."""
+
+
+class Interrupted(Exception):  # noqa: N818 - it is a wish, not an error
+    """Somebody asked the run to stop; it was saved where it stood."""
+
+
+def train(
+    config: RunConfig, folder: Path, report: Callable[[Progress], None] = lambda _: None
+) -> TrainedRun:
+    """Trains `config` in `folder`, going on from what is there; `report` hears of every step.
+
+    Raises:
+      UserError: the data, the mesh or what is in the folder does not fit the config.
+      NonFiniteLossError: naming the step.
+      Interrupted: after saving, on Ctrl-C or SIGTERM.
+    """
+    budget = budgets.plan(config)
+    mesh = meshes.make_mesh(config.mesh)
+    batches = _open_batches(config, budget)
+    run_step = step.compiled(config.model, config.batch_size, config.microbatches, mesh)
+    layout = state.abstract(config.model, mesh)
+    identity = {"identity": config.identity, "data_sha256": batches.shards.index_sha256}
+
+    with Checkpoints(folder / "checkpoints", config.checkpoint.keep) as checkpoints:
+        restored = checkpoints.restore_latest(layout)
+        if restored:
+            _check_same(restored.meta, identity, folder)
+            current, curve = restored.state, _Curve(restored.curve)
+        else:
+            current, curve = state.create(config.model, config.seed, mesh), _Curve()
+        if len(curve) == budget.steps:
+            return TrainedRun(current, curve.arrays(), budget)
+        configs.write(config, folder / CONFIG_FILE)
+        meta = identity | {"config": dataclasses.asdict(config)}
+
+        def save() -> None:
+            checkpoints.save(current, curve.arrays(), meta | {"next_row": len(curve) * config.batch_size})
+
+        hyper = optimizer.hyperparameters(config, budget)
+        rows = meshes.sharding(mesh, ("batch", "length"))
+        with _Journal(folder, config, budget, len(curve), report) as journal, interrupt.noticing() as stop:
+            in_flight: collections.deque[step.Metrics] = collections.deque()
+
+            def collect(limit: int) -> None:
+                while len(in_flight) > limit:
+                    journal.write(curve.append(jax.device_get(in_flight.popleft()), budget))
+
+            for index in range(len(curve), budget.steps):
+                current, metrics = run_step(current, batches.global_batch(index, rows), hyper)
+                in_flight.append(metrics)
+                # Reading the metrics of earlier steps only keeps the devices busy meanwhile.
+                collect(STEPS_IN_FLIGHT)
+                every = config.checkpoint.every_steps
+                if stop.asked or (every and (index + 1) % every == 0):
+                    collect(0)
+                    save()
+                if stop.asked:
+                    raise Interrupted(f"stopped and saved after step {index + 1} of {budget.steps}")
+            collect(0)
+            save()
+    return TrainedRun(current, curve.arrays(), budget)
+
+
+class _Curve:
+    """The loss curve since step 0, one row a step."""
+
+    def __init__(self, arrays: Curve | None = None):
+        columns = (arrays[name].tolist() for name in CURVE_COLUMNS) if arrays else ()
+        self._rows = list(zip(*columns, strict=True))
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def append(self, metrics: step.Metrics, budget: Budget) -> dict[str, float]:
+        """Adds the metrics of the next step and returns its row."""
+        done = len(self) + 1
+        if not (np.isfinite(metrics.loss) and np.isfinite(metrics.gradient_norm)):
+            raise NonFiniteLossError(
+                f"step {done}: loss {float(metrics.loss)}, gradient norm "
+                f"{float(metrics.gradient_norm)}; the checkpoints before it are kept. "
+                "A smaller optimizer.learning_rate or a longer warm-up may help"
+            )
+        row = (done, done * budget.tokens_per_step, *(float(value) for value in metrics))
+        self._rows.append(row)
+        return dict(zip(CURVE_COLUMNS, row, strict=True))
+
+    def arrays(self) -> Curve:
+        columns = zip(*self._rows, strict=True) if self._rows else [()] * len(CURVE_COLUMNS)
+        kinds = [np.int64, np.int64] + [np.float32] * len(step.Metrics._fields)
+        return {
+            name: np.asarray(column, kind)
+            for name, column, kind in zip(CURVE_COLUMNS, columns, kinds, strict=True)
+        }
+
+
+class _Journal:
+    """Writes each step to metrics.jsonl (flushed) and TensorBoard, and tells the caller."""
+
+    def __init__(
+        self, folder: Path, config: RunConfig, budget: Budget, done: int, report: Callable[[Progress], None]
+    ):
+        import tensorboardX  # slow to import
+
+        self._budget, self._report = budget, report
+        self._flops_per_token = counting.flops_model_per_token(config.model)
+        self._speed = throughput.Speedometer()
+        self._file = _reopen(folder / METRICS_FILE, done)
+        self._tensorboard = tensorboardX.SummaryWriter(str(folder / "tensorboard"), purge_step=done)
+
+    def __enter__(self) -> "_Journal":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+        self._tensorboard.close()
+
+    def write(self, row: dict[str, float]) -> None:
+        done, budget = int(row["step"]), self._budget
+        tokens = int(row["tokens"])
+        speed = self._speed.tokens_per_second(tokens)
+        line = row | {"tokens_per_second": round(speed, 1), "time": round(time.time(), 3)}
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        if done % TENSORBOARD_EVERY == 0 or done == budget.steps:
+            for name in step.Metrics._fields:
+                self._tensorboard.add_scalar(name, row[name], done)
+        self._report(
+            Progress(
+                step=done,
+                steps=budget.steps,
+                loss=row["loss"],
+                tokens_per_second=speed,
+                model_flops_utilization=speed * self._flops_per_token / throughput.peak_flops(),
+                seconds_left=(budget.tokens - tokens) / speed if speed else float("inf"),
+            )
+        )
+
+
+def _reopen(path: Path, done: int) -> TextIO:
+    """Opens the metrics file for writing on after step `done`; later lines are dropped."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    file = path.open("w", encoding="utf-8")
+    file.writelines(lines[:done])
+    return file
+
+
+def _open_batches(config: RunConfig, budget: Budget) -> Batches:
+    """The training data of `config`; warns when the budget needs them more than once."""
+    shards = Shards.open(Path(config.data.folder) / config.data.dataset / "train")
+    check_vocabulary(shards, config)
+    batches = Batches(shards, config.model.sequence_length, config.batch_size, config.seed)
+    if batches.epochs(budget.steps) > 1:
+        warnings.warn(
+            f"{config.data.dataset}: {budget.tokens:,} tokens need the data "
+            f"{batches.epochs(budget.steps):.2f} times",
+            stacklevel=3,
+        )
+    return batches
+
+
+def check_vocabulary(shards: Shards, config: RunConfig) -> None:
+    """Raises a UserError if token ids of `shards` would lie outside the model's vocabulary."""
+    if shards.vocabulary_size > config.model.vocabulary_size:
+        raise UserError(
+            f"model.vocabulary_size={config.model.vocabulary_size} is smaller than the "
+            f"{shards.vocabulary_size} ids of the vocabulary that {shards.folder} was prepared with"
+        )
+
+
+def _check_same(meta: checkpoint.Meta, identity: dict[str, str], folder: Path) -> None:
+    """Raises a UserError if a checkpoint is of another run or of other data."""
+    what = {"identity": "another run (its config differs)", "data_sha256": "other token shards"}
+    for key, value in identity.items():
+        if meta.get(key) != value:
+            raise UserError(
+                f"{folder}: its checkpoint belongs to {what[key]}: "
+                f"{key} {meta.get(key)} there, {value} here; give another folder"
+            )

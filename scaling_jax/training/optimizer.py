@@ -1,0 +1,95 @@
+"""AdamW and its learning rate, exactly as open_lm has them, with every number as data.
+
+Learning rate, budget and all other hyper-parameters enter the compiled step as arguments, so runs
+of one size share one compilation.
+
+Source: open_lm `scheduler.py`, `main.py`; torch.optim.AdamW.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from scaling_jax.config import RunConfig
+from scaling_jax.models.transformer import Params
+from scaling_jax.training.budget import Budget
+
+Scalar = Float[Array, ""] | float
+
+
+class Hyperparameters(NamedTuple):
+    """The numbers of a run that change its steps but not their shapes."""
+
+    learning_rate: Scalar
+    minimum_learning_rate: Scalar
+    warmup_steps: Scalar
+    total_steps: Scalar
+    weight_decay: Scalar
+    beta1: Scalar
+    beta2: Scalar
+    epsilon: Scalar
+    gradient_clip_norm: Scalar
+    z_loss_weight: Scalar
+
+
+def hyperparameters(config: RunConfig, budget: Budget) -> Hyperparameters:
+    """The hyper-parameters of a run of `budget` steps."""
+    optimizer = config.optimizer
+    return Hyperparameters(
+        learning_rate=optimizer.learning_rate,
+        minimum_learning_rate=optimizer.minimum_learning_rate,
+        warmup_steps=float(optimizer.warmup_steps),
+        total_steps=float(budget.steps),
+        weight_decay=optimizer.weight_decay,
+        beta1=optimizer.beta1,
+        beta2=optimizer.beta2,
+        epsilon=optimizer.epsilon,
+        gradient_clip_norm=optimizer.gradient_clip_norm,
+        z_loss_weight=config.z_loss_weight,
+    )
+
+
+def learning_rate(hyper: Hyperparameters, step: Int[Array, ""] | int) -> Float[Array, ""]:
+    """Rate used by the update that follows `step` finished updates.
+
+    Linear warm-up whose first rate is peak / warmup_steps, then half a cosine. The minimum lies one
+    step beyond the last, so it is never quite reached.
+    """
+    step = jnp.asarray(step, jnp.float32)
+    peak, low, warmup = hyper.learning_rate, hyper.minimum_learning_rate, hyper.warmup_steps
+    rising = peak * (step + 1) / jnp.maximum(warmup, 1)
+    progress = (step - warmup) / jnp.maximum(hyper.total_steps - warmup, 1)
+    falling = low + 0.5 * (1 + jnp.cos(jnp.pi * progress)) * (peak - low)
+    return jnp.where(step < warmup, rising, falling)
+
+
+def adam(hyper: Hyperparameters) -> optax.GradientTransformation:
+    """Bias-corrected Adam directions; the state does not depend on the hyper-parameters."""
+    return optax.scale_by_adam(b1=hyper.beta1, b2=hyper.beta2, eps=hyper.epsilon)  # pyright: ignore[reportArgumentType]
+
+
+def initial_moments(params: Params) -> optax.OptState:
+    """Zero first and second moments."""
+    return optax.scale_by_adam().init(params)
+
+
+def clip(
+    gradients: Params, norm: Float[Array, ""], hyper: Hyperparameters
+) -> Params:
+    """Scales gradients of global norm `norm` down to at most the clip norm, as torch does."""
+    factor = jnp.minimum(1.0, hyper.gradient_clip_norm / (norm + 1e-6))
+    return jax.tree.map(lambda gradient: gradient * factor, gradients)
+
+
+def apply(
+    params: Params, directions: Params, rate: Float[Array, ""], hyper: Hyperparameters
+) -> Params:
+    """One update: every parameter, gains and embeddings too, decays by rate x weight_decay."""
+    return jax.tree.map(
+        lambda param, direction: param - rate * (direction + hyper.weight_decay * param),
+        params,
+        directions,
+    )
