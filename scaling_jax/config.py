@@ -342,5 +342,3 @@ def _section(kind: Any, keys: Sequence[str]) -> Any:
         else:
             kind = next((inner for inner in get_args(kind) if inner is not Ellipsis), None)
     return kind if dataclasses.is_dataclass(kind) else None
-
-

@@ -1,4 +1,4 @@
-"""The one error a user's mistake raises, and the hint that goes with it."""
+"""What the command line turns into one line and an exit code, and the hint for unknown words."""
 
 import difflib
 from collections.abc import Iterable
@@ -9,6 +9,18 @@ class UserError(Exception):
 
     The command line prints the line and exits with code 2; nothing has been written by then.
     """
+
+
+class NonFiniteLossError(Exception):
+    """The loss of a training step was not a number; the last checkpoint before it is kept."""
+
+
+class Interrupted(Exception):  # noqa: N818 - it is a wish, not an error
+    """Somebody asked a run to stop, by `signal`; it was saved where it stood."""
+
+    def __init__(self, message: str, signal: int):
+        super().__init__(message)
+        self.signal = signal
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

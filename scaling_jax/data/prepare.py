@@ -13,8 +13,9 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -93,6 +94,19 @@ def prepare(
         progress(Progress(name, split, index.documents, index.tokens, index))
         indices[split] = index
     return indices
+
+
+def prepare_apart(tasks: Sequence[str], *, out: Path, vocabulary: str = "bytes") -> None:
+    """`prepare` for each of `tasks` in a process of its own, so that TensorFlow stays out of this.
+
+    Raises:
+      UserError: as `prepare`; the child has said why.
+    """
+    command = [sys.executable, "-m", "scaling_jax.data.prepare", "--out", str(out)]
+    command += ["--vocabulary", vocabulary]
+    command += [part for task in tasks for part in ("--task", task)]
+    if subprocess.run(command, check=False).returncode:
+        raise UserError(f"the data could not be prepared in {out}")
 
 
 def _identify(task: str) -> tuple[str, str]:
@@ -221,7 +235,8 @@ def _quiet_start_up() -> Iterator[None]:
         os.close(saved)
 
 
-def _print_finished(progress: Progress) -> None:
+def print_finished(progress: Progress) -> None:
+    """Prints a line when a split is finished."""
     if progress.index is not None:
         print(
             f"{progress.task} {progress.split}: {progress.documents:,} documents, "
@@ -252,7 +267,7 @@ def main() -> None:
                 vocabulary=options.vocabulary,
                 shards=options.shards,
                 data_dir=options.data_dir,
-                progress=_print_finished,
+                progress=print_finished,
             )
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

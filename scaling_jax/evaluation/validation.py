@@ -59,7 +59,9 @@ def path(folder: Path, step: int) -> Path:
 
 def write(scores: Scores, folder: Path, step: int) -> None:
     """Keeps `scores` beside the run, atomically."""
-    atomic.write_text(path(folder, step), json.dumps({"step": step, "sets": scores}, indent=1) + "\n")
+    atomic.write_text(
+        path(folder, step), json.dumps({"step": step, "sets": scores}, indent=1) + "\n"
+    )
 
 
 def read(folder: Path, step: int) -> Scores | None:
@@ -89,7 +91,9 @@ def _score_set(config: RunConfig, params: Params, name: str, mesh: Mesh) -> SetS
     available = shards.row_count(length)
     if available == 0:
         raise UserError(f"{shards.folder}: holds no row of sequence_length={length}")
-    chosen = np.unique(np.linspace(0, available - 1, min(wanted, available)).round().astype(np.int64))
+    chosen = np.unique(
+        np.linspace(0, available - 1, min(wanted, available)).round().astype(np.int64)
+    )
     losses, errors = _score_rows(config, params, shards.rows(chosen, length), mesh)
     samples = config.evaluation.bootstrap_samples
     loss_low, loss_high = bootstrap_bounds(losses, samples)

@@ -59,8 +59,10 @@ class Attention(nnx.Module):
     def __call__(
         self, x: Float[Array, "batch length width"], rotation: Rotation
     ) -> Float[Array, "batch length width"]:
-        qkv = jnp.einsum("btd,dce->cbte", x, self.qkv[...].astype(x.dtype))
-        query, key, value = constrain(qkv, "qkv", "batch", "length", "heads")
+        # Left in the order the product has them: moving the axis of three would copy everything.
+        qkv = jnp.einsum("btd,dce->btce", x, self.qkv[...].astype(x.dtype))
+        qkv = constrain(qkv, "batch", "length", "qkv", "heads")
+        query, key, value = (qkv[:, :, part] for part in range(3))
         if self.config.qk_norm:
             query, key = self.query_norm(query), self.key_norm(key)
         split = (*x.shape[:2], self.config.heads, self.config.head_width)
@@ -83,9 +85,9 @@ class FeedForward(nnx.Module):
         self.down = _normal(key_out, (hidden, width), _scale(hidden, depth), ("mlp", "embed"))
 
     def __call__(self, x: Float[Array, "batch length width"]) -> Float[Array, "batch length width"]:
-        both = jnp.einsum("btd,dch->cbth", x, self.gate_up[...].astype(x.dtype))
-        gate, up = constrain(both, "gate_up", "batch", "length", "mlp")
-        return (jax.nn.silu(gate) * up) @ self.down[...].astype(x.dtype)
+        both = jnp.einsum("btd,dch->btch", x, self.gate_up[...].astype(x.dtype))
+        both = constrain(both, "batch", "length", "gate_up", "mlp")
+        return (jax.nn.silu(both[:, :, 0]) * both[:, :, 1]) @ self.down[...].astype(x.dtype)
 
 
 class Block(nnx.Module):

@@ -1,1 +1,1 @@
-"""Plots and the report page."""
+"""Figures and pages of testbeds."""

@@ -7,13 +7,15 @@
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import NotRequired, TypedDict
 
 import pandas as pd
 
-from scaling_jax import atomic, laws
+from scaling_jax import atomic, laws, records
 from scaling_jax.config import LawsConfig
+from scaling_jax.errors import UserError
 from scaling_jax.testbeds.runner import error_column
 
 FITS_FILE = "fits.json"
@@ -52,70 +54,116 @@ def fit_all(table: pd.DataFrame, config: LawsConfig) -> list[FittedLaw]:
     Loss laws predict every held-out run's loss; error laws predict its error from the loss that
     the first loss law predicts for it, never from the measured one.
     """
-    fits: list[FittedLaw] = []
-    sets = [name.removeprefix("loss/") for name in table.columns if _is_loss(name)]
-    for dataset, rows in table.groupby("dataset", sort=True):
-        known, held_out = rows[rows["role"] == "fit"], rows[rows["role"] == "held_out"]
-        for name in sets:
-            target = f"loss/{name}"
-            loss_fits = [laws.fit(law, known, target=target) for law in config.loss]
-            fits += [_describe(fit, law, str(dataset), target, held_out, config.level)
-                     for fit, law in zip(loss_fits, config.loss, strict=True)]
-            for law in config.error if name == dataset else ():
-                error_fit = laws.fit(law, known, target=error_column(name), loss=target)
-                chain = laws.chained(loss_fits[0], error_fit)
-                described = _describe(
-                    error_fit, law, str(dataset), error_column(name), held_out, config.level, chain
-                )
-                fits.append(described | {"loss": target})
+    sets = [
+        name.removeprefix("loss/") for name in records.targets(table) if name.startswith("loss/")
+    ]
+    return [
+        fitted
+        for dataset in sorted(table["dataset"].unique())
+        for name in sets
+        for fitted in _fit_set(table, str(dataset), name, config)
+    ]
+
+
+def fit_law(
+    table: pd.DataFrame,
+    law: str,
+    target: str,
+    *,
+    loss: str | None = None,
+    chance: float | None = None,
+    level: float = 0.9,
+) -> list[FittedLaw]:
+    """Fits one law to one column, for each dataset of `table`.
+
+    Raises:
+      UserError: as `laws.fit`.
+    """
+    fits = []
+    for dataset in sorted(table["dataset"].unique()):
+        known, held_out = split(table[table["dataset"] == dataset])
+        fit = laws.fit(law, known, target=target, loss=loss, chance=chance)
+        chain = None
+        if loss is not None and not held_out.empty:
+            chain = laws.chained(laws.fit("over_training", known, target=loss), fit)
+        fits.append(_describe(fit, chain or fit, str(dataset), held_out, level))
     return fits
 
 
-def write(fits: list[FittedLaw], out: Path) -> None:
-    """Writes `fits` to `out`/fits.json, atomically."""
-    atomic.write_text(out / FITS_FILE, json.dumps({"fits": fits}, indent=1) + "\n")
+def split(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The rows to fit to and the rows held out, by the column `role`; without it, all are fitted.
+
+    Raises:
+      UserError: no row is in role `fit`.
+    """
+    if "role" not in rows:
+        return rows, rows[:0]
+    known = rows[rows["role"] == "fit"]
+    if known.empty:
+        raise UserError("records table: column 'role' is nowhere 'fit'")
+    return known, rows[rows["role"] == "held_out"]
 
 
-def _is_loss(column: str) -> bool:
-    return column.startswith("loss/") and not column.endswith(("/low", "/high"))
+def in_distribution(fitted: FittedLaw) -> bool:
+    """Whether a law is of the loss or error on the distribution that its runs were trained on."""
+    own = fitted["dataset"]
+    return fitted["target"] in (f"loss/{own}", error_column(own))
+
+
+def write(fits: Sequence[FittedLaw], path: Path) -> None:
+    """Writes `fits` as JSON, atomically."""
+    atomic.write_text(path, json.dumps({"fits": list(fits)}, indent=1) + "\n")
+
+
+def _fit_set(table: pd.DataFrame, dataset: str, name: str, config: LawsConfig) -> list[FittedLaw]:
+    known, held_out = split(table[table["dataset"] == dataset])
+    target = f"loss/{name}"
+    loss_fits = [laws.fit(law, known, target=target) for law in config.loss]
+    fitted = [_describe(fit, fit, dataset, held_out, config.level) for fit in loss_fits]
+    for law in config.error if name == dataset else ():
+        error_fit = laws.fit(law, known, target=error_column(name), loss=target)
+        chain = laws.chained(loss_fits[0], error_fit)
+        fitted.append(_describe(error_fit, chain, dataset, held_out, config.level))
+    return fitted
 
 
 def _describe(
-    fit: Any,
-    law: str,
+    fit: laws.Fit,
+    predictor: laws.Fit | laws.Chained,
     dataset: str,
-    target: str,
     held_out: pd.DataFrame,
     level: float,
-    predictor: Any = None,
 ) -> FittedLaw:
-    return FittedLaw(
-        law=law,
+    described = FittedLaw(
+        law=fit.form.name,
         dataset=dataset,
-        target=target,
+        target=fit.target,
         level=level,
-        parameters={name: float(value) for name, value in fit.parameters.items()},
-        intervals={
-            name: (float(low), float(high)) for name, (low, high) in fit.intervals(level).items()
-        },
+        parameters=dict(fit.parameters),
+        intervals=fit.intervals(level),
         warnings=list(fit.warnings),
         held_out=[
-            _predict(predictor or fit, row, target, level)
+            _predict(predictor, row, fit.target, level)
             for _, row in held_out.sort_values("flops_6nd").iterrows()
         ],
     )
+    if fit.observations.loss is not None:
+        described["loss"] = fit.observations.loss
+    return described
 
 
-def _predict(predictor: Any, row: pd.Series, target: str, level: float) -> HeldOut:
+def _predict(
+    predictor: laws.Fit | laws.Chained, row: pd.Series, target: str, level: float
+) -> HeldOut:
     prediction = predictor.predict(params=row["params"], tokens=row["tokens"], level=level)
-    predicted, measured = float(prediction.value), float(row[target])
+    measured = float(row[target])
     return HeldOut(
         run=str(row["run"]),
         params=float(row["params"]),
         tokens=float(row["tokens"]),
-        predicted=predicted,
-        low=float(prediction.low),
-        high=float(prediction.high),
+        predicted=prediction.value,
+        low=prediction.low,
+        high=prediction.high,
         measured=measured,
-        relative_error=abs(predicted - measured) / measured if measured else math.inf,
+        relative_error=abs(prediction.value / measured - 1) if measured else math.inf,
     )

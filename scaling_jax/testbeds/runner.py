@@ -1,7 +1,7 @@
 """Runs a testbed: trains and evaluates what is not done yet, and collects the records table.
 
-    out/runs/<name>-<hash>/     a run directory each
-    out/records.csv             one row a finished run
+out/runs/<name>-<hash>/     a run directory each
+out/records.csv             one row a finished run
 """
 
 import dataclasses
@@ -11,10 +11,14 @@ from typing import Any
 
 import pandas as pd
 
+from scaling_jax import records
 from scaling_jax.config import RunConfig
+from scaling_jax.data.shards import Shards
+from scaling_jax.errors import UserError
 from scaling_jax.evaluation import validation
 from scaling_jax.testbeds.grid import PlannedRun
 from scaling_jax.training import checkpoint, loop
+from scaling_jax.training.checkpoint import Curve
 from scaling_jax.training.loop import Progress
 
 RECORDS_FILE = "records.csv"
@@ -38,25 +42,36 @@ class RunStatus:
         return "started" if self.step else "waiting"
 
 
+@dataclasses.dataclass(frozen=True)
+class FinishedRun:
+    """A run with its scores; `now` says whether it was finished by this call."""
+
+    run: PlannedRun
+    scores: validation.Scores
+    now: bool
+
+    @property
+    def loss(self) -> float:
+        """On the first validation set; the run's own where it is among them."""
+        own = self.run.config.data.dataset
+        return self.scores.get(own, next(iter(self.scores.values())))["loss"]
+
+
 def status(run: PlannedRun, out: Path) -> RunStatus:
     """Looks up how far `run` is; nothing is loaded."""
-    folder = run.folder(out)
-    step = checkpoint.latest_step(folder / "checkpoints") or 0
-    return RunStatus(run, step, validation.path(folder, run.budget.steps).exists())
+    step = checkpoint.latest_step(run.folder(out) / "checkpoints") or 0
+    return RunStatus(run, step, _scores(run, out) is not None)
 
 
 def train_and_evaluate(
     config: RunConfig, folder: Path, report: Callable[[Progress], None] = lambda _: None
 ) -> validation.Scores:
-    """Brings one run to its end and scores it; both are kept in `folder` and not done twice.
+    """Brings one run to its end, going on from what is in `folder`, and scores it.
 
     Raises:
       UserError, NonFiniteLossError, Interrupted: as `training.loop.train`.
     """
     trained = loop.train(config, folder, report)
-    known = validation.read(folder, trained.budget.steps)
-    if known is not None and set(known) == set(config.data.validation):
-        return known
     scores = validation.evaluate(config, trained.state["params"])
     validation.write(scores, folder, trained.budget.steps)
     return scores
@@ -66,28 +81,65 @@ def run_all(
     runs: Sequence[PlannedRun],
     out: Path,
     report: Callable[[PlannedRun, Progress], None] = lambda *_: None,
-) -> Iterator[tuple[PlannedRun, dict[str, Any]]]:
-    """Yields each run with its record, after training and evaluating it where that is not done.
+) -> Iterator[FinishedRun]:
+    """Yields each run once it is trained and evaluated; what is done already is not done again.
 
     Raises:
       UserError, NonFiniteLossError, Interrupted: as `training.loop.train`.
     """
     for run in runs:
         folder = run.folder(out)
-        scores = validation.read(folder, run.budget.steps)
-        if scores is None:
+        known = _scores(run, out)
+        if known is not None:
+            yield FinishedRun(run, known, now=False)
+            continue
 
-            def tell(progress: Progress, run: PlannedRun = run) -> None:
-                report(run, progress)
+        def tell(progress: Progress, run: PlannedRun = run) -> None:
+            report(run, progress)
 
-            scores = train_and_evaluate(run.config, folder, tell)
-        yield run, record(run, scores)
+        yield FinishedRun(run, train_and_evaluate(run.config, folder, tell), now=True)
 
 
-def table(runs: Sequence[PlannedRun], out: Path) -> pd.DataFrame:
-    """The records of all finished runs; empty if there are none."""
-    finished = ((run, validation.read(run.folder(out), run.budget.steps)) for run in runs)
-    return pd.DataFrame([record(run, scores) for run, scores in finished if scores is not None])
+def write_table(runs: Sequence[PlannedRun], out: Path) -> pd.DataFrame:
+    """Writes and returns the records of all finished runs.
+
+    Raises:
+      UserError: no run is finished.
+    """
+    finished = ((run, _scores(run, out)) for run in runs)
+    rows = [record(run, scores) for run, scores in finished if scores is not None]
+    if not rows:
+        raise UserError(f"{out}: none of the testbed's {len(runs)} runs is finished")
+    table = pd.DataFrame(rows)
+    records.write(table, out / RECORDS_FILE)
+    return table
+
+
+def brief(table: pd.DataFrame) -> pd.DataFrame:
+    """The records without what is the same everywhere, bounds and derived columns: for reading."""
+    bounds = [name for name in records.measures(table) if name.endswith(("/low", "/high"))]
+    constant = [name for name in ("seed",) if table[name].nunique() == 1]
+    return table.drop(columns=[*bounds, *constant, "step", "tokens", "dataset", "model"])
+
+
+def curves(runs: Sequence[PlannedRun], out: Path) -> dict[str, Curve]:
+    """The loss curve of each run that has a checkpoint, by the run's name."""
+    folders = {run.name: run.folder(out) / "checkpoints" for run in runs}
+    return {
+        name: checkpoint.read_curve(folder)
+        for name, folder in folders.items()
+        if checkpoint.latest_step(folder) is not None
+    }
+
+
+def entropy_rates(runs: Sequence[PlannedRun]) -> dict[str, float]:
+    """Nats per token that no model can go below, of the datasets where that is known."""
+    folders = {run.config.data.dataset: run.config.data.folder for run in runs}
+    rates = {
+        name: Shards.open(Path(folder) / name / "validation").entropy_rate
+        for name, folder in sorted(folders.items())
+    }
+    return {name: rate for name, rate in rates.items() if rate is not None}
 
 
 def record(run: PlannedRun, scores: validation.Scores) -> dict[str, Any]:
@@ -116,3 +168,11 @@ def record(run: PlannedRun, scores: validation.Scores) -> dict[str, Any]:
 def error_column(validation_set: str) -> str:
     """The column of the top-1 next-token error on a validation set."""
     return f"error/next_token_{validation_set}"
+
+
+def _scores(run: PlannedRun, out: Path) -> validation.Scores | None:
+    """What is kept of a run's scores, if every set that its config names is there."""
+    scores = validation.read(run.folder(out), run.budget.steps)
+    if scores is None or not set(run.config.data.validation) <= set(scores):
+        return None
+    return {name: scores[name] for name in run.config.data.validation}

@@ -53,7 +53,10 @@ class Checkpoints:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._manager.close()
 
@@ -119,7 +122,9 @@ def latest_step(folder: Path) -> int | None:
 
 def read_curve(folder: Path) -> Curve:
     """The loss curve of the newest checkpoint in `folder`: step, loss, z_loss, ... as arrays."""
-    return ocp.StandardCheckpointer().restore((folder / str(latest_step(folder)) / "curve").resolve())
+    return ocp.StandardCheckpointer().restore(
+        (folder / str(latest_step(folder)) / "curve").resolve()
+    )
 
 
 @jax.jit

@@ -7,16 +7,21 @@ from collections.abc import Iterator
 
 
 class StopRequest:
-    """Whether somebody has asked the run to stop."""
+    """Whether somebody has asked the run to stop, and by which signal."""
 
     def __init__(self) -> None:
-        self.asked = False
+        self.signal: int | None = None
 
-    def ask(self, *_: object) -> None:
+    @property
+    def asked(self) -> bool:
+        """Whether the request has come."""
+        return self.signal is not None
+
+    def ask(self, number: int, _: object = None) -> None:
         """Notes the request; asked a second time, stops at once."""
         if self.asked:
             raise KeyboardInterrupt
-        self.asked = True
+        self.signal = number
 
 
 @contextlib.contextmanager
@@ -29,7 +34,9 @@ def noticing() -> Iterator[StopRequest]:
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    previous = {number: signal.signal(number, request.ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {
+        number: signal.signal(number, request.ask) for number in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
         yield request
     finally:

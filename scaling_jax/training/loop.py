@@ -25,7 +25,7 @@ from scaling_jax import mesh as meshes
 from scaling_jax.config import RunConfig
 from scaling_jax.data.batches import Batches
 from scaling_jax.data.shards import Shards
-from scaling_jax.errors import UserError
+from scaling_jax.errors import Interrupted, NonFiniteLossError, UserError
 from scaling_jax.models import counting
 from scaling_jax.training import budget as budgets
 from scaling_jax.training import checkpoint, interrupt, optimizer, state, step, throughput
@@ -35,6 +35,7 @@ from scaling_jax.training.state import TrainState
 
 CONFIG_FILE = "config.yaml"
 METRICS_FILE = "metrics.jsonl"
+CHECKPOINT_FOLDER = "checkpoints"
 CURVE_COLUMNS = ("step", "tokens", *step.Metrics._fields)
 STEPS_IN_FLIGHT = 2
 TENSORBOARD_EVERY = 10
@@ -63,14 +64,6 @@ class TrainedRun:
     budget: Budget
 
 
-class NonFiniteLossError(Exception):
-    """The loss of a step was not a number; the last checkpoint before it is kept."""
-
-
-class Interrupted(Exception):  # noqa: N818 - it is a wish, not an error
-    """Somebody asked the run to stop; it was saved where it stood."""
-
-
 def train(
     config: RunConfig, folder: Path, report: Callable[[Progress], None] = lambda _: None
 ) -> TrainedRun:
@@ -88,7 +81,7 @@ def train(
     layout = state.abstract(config.model, mesh)
     identity = {"identity": config.identity, "data_sha256": batches.shards.index_sha256}
 
-    with Checkpoints(folder / "checkpoints", config.checkpoint.keep) as checkpoints:
+    with Checkpoints(folder / CHECKPOINT_FOLDER, config.checkpoint.keep) as checkpoints:
         restored = checkpoints.restore_latest(layout)
         if restored:
             _check_same(restored.meta, identity, folder)
@@ -101,11 +94,16 @@ def train(
         meta = identity | {"config": dataclasses.asdict(config)}
 
         def save() -> None:
-            checkpoints.save(current, curve.arrays(), meta | {"next_row": len(curve) * config.batch_size})
+            checkpoints.save(
+                current, curve.arrays(), meta | {"next_row": len(curve) * config.batch_size}
+            )
 
         hyper = optimizer.hyperparameters(config, budget)
         rows = meshes.sharding(mesh, ("batch", "length"))
-        with _Journal(folder, config, budget, len(curve), report) as journal, interrupt.noticing() as stop:
+        with (
+            _Journal(folder, config, budget, len(curve), report) as journal,
+            interrupt.noticing() as stop,
+        ):
             in_flight: collections.deque[step.Metrics] = collections.deque()
 
             def collect(limit: int) -> None:
@@ -121,11 +119,29 @@ def train(
                 if stop.asked or (every and (index + 1) % every == 0):
                     collect(0)
                     save()
-                if stop.asked:
-                    raise Interrupted(f"stopped and saved after step {index + 1} of {budget.steps}")
+                if stop.signal is not None:
+                    done = f"stopped and saved after step {index + 1} of {budget.steps}"
+                    raise Interrupted(done, stop.signal)
             collect(0)
             save()
     return TrainedRun(current, curve.arrays(), budget)
+
+
+def restore(config: RunConfig, folder: Path) -> checkpoint.Restored:
+    """The newest good checkpoint of the run in `folder`.
+
+    Raises:
+      UserError: there is none, or it is of another run.
+    """
+    layout = state.abstract(config.model, meshes.make_mesh(config.mesh))
+    if checkpoint.latest_step(folder / CHECKPOINT_FOLDER) is None:
+        raise UserError(f"{folder}: holds no checkpoint")
+    with Checkpoints(folder / CHECKPOINT_FOLDER, config.checkpoint.keep) as checkpoints:
+        restored = checkpoints.restore_latest(layout)
+    if restored is None:
+        raise UserError(f"{folder}: every checkpoint is damaged")
+    _check_same(restored.meta, {"identity": config.identity}, folder)
+    return restored
 
 
 class _Curve:
@@ -164,7 +180,12 @@ class _Journal:
     """Writes each step to metrics.jsonl (flushed) and TensorBoard, and tells the caller."""
 
     def __init__(
-        self, folder: Path, config: RunConfig, budget: Budget, done: int, report: Callable[[Progress], None]
+        self,
+        folder: Path,
+        config: RunConfig,
+        budget: Budget,
+        done: int,
+        report: Callable[[Progress], None],
     ):
         import tensorboardX  # slow to import
 

@@ -76,9 +76,7 @@ def initial_moments(params: Params) -> optax.OptState:
     return optax.scale_by_adam().init(params)
 
 
-def clip(
-    gradients: Params, norm: Float[Array, ""], hyper: Hyperparameters
-) -> Params:
+def clip(gradients: Params, norm: Float[Array, ""], hyper: Hyperparameters) -> Params:
     """Scales gradients of global norm `norm` down to at most the clip norm, as torch does."""
     factor = jnp.minimum(1.0, hyper.gradient_clip_norm / (norm + 1e-6))
     return jax.tree.map(lambda gradient: gradient * factor, gradients)

@@ -121,8 +121,10 @@ def test_chained_errors_carry_the_uncertainty_of_the_loss(fit, law):
 
 def test_laws_that_do_not_chain_are_refused(fit):
     error = laws.fit(
-        "exponential", runs(0).assign(**{"loss/b": 3.0 + runs(0)["loss/val"]}),
-        target="error/task", loss="loss/b",
+        "exponential",
+        runs(0).assign(**{"loss/b": 3.0 + runs(0)["loss/val"]}),
+        target="error/task",
+        loss="loss/b",
     )
     with pytest.raises(UserError, match="reads 'loss/b'"):
         laws.chained(fit, error)

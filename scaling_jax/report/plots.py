@@ -1,0 +1,164 @@
+"""Figures of a testbed: data and laws, drawn so that colour is never the only difference.
+
+Each function takes the records table and the fitted laws and returns a matplotlib figure. Runs that
+laws were fitted to are filled circles, runs held out are open diamonds.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+
+from scaling_jax import laws
+from scaling_jax.testbeds.analysis import FittedLaw, in_distribution
+from scaling_jax.training.checkpoint import Curve
+
+# Okabe and Ito's colours, which people with any colour vision can tell apart.
+PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+PANEL_INCHES = 4.2
+SMOOTHING = 0.02  # of a run's length
+
+
+def reducible_loss(table: pd.DataFrame, fits: Sequence[FittedLaw]) -> Figure:
+    """Loss above the law's irreducible loss against training compute, a line a token multiplier.
+
+    Source: Gadre et al. 2024, figure 2: under eq. 4 runs of equal M lie on parallel lines.
+    """
+    chosen = [fit for fit in fits if fit["law"] == "over_training" and in_distribution(fit)]
+    figure, panels = _panels(chosen, "reducible loss (nats/token)")
+    norm = LogNorm(*_range(table["token_multiplier"]))
+    colours = "viridis"
+    for axes, fit in zip(panels, chosen, strict=True):
+        rows = table[table["dataset"] == fit["dataset"]]
+        floor = fit["parameters"]["E"]
+        for known, marker, face in ((True, "o", None), (False, "D", "none")):
+            part = rows[(rows["role"] == "fit") == known]
+            drawn = axes.scatter(
+                part["flops_6nd"],
+                part[fit["target"]] - floor,
+                c=part["token_multiplier"],
+                norm=norm,
+                cmap=colours,
+                marker=marker,
+                s=42,
+                zorder=3,
+            )
+            if face:
+                drawn.set_facecolor(face)
+                drawn.set_linewidth(1.8)
+        flops = np.geomspace(*_range(rows["flops_6nd"], 1.3), 50)
+        for multiplier in sorted(rows["token_multiplier"].round(0).unique()):
+            params = np.sqrt(flops / (6 * multiplier))
+            inputs = {"params": params, "tokens": params * multiplier}
+            line = laws.FORMS["over_training"].curve(fit["parameters"], **inputs) - floor
+            colour = drawn.cmap(norm(multiplier))
+            axes.plot(flops, line, color=colour, linewidth=1)
+            axes.annotate(f"M={multiplier:g}", (flops[-1], line[-1]), fontsize=7, color=colour)
+        axes.set(xscale="log", yscale="log", xlabel="training compute 6ND (FLOPs)")
+        axes.set_title(f"{fit['dataset']}  (E = {floor:.3g} nats)")
+    return figure
+
+
+def error_against_loss(table: pd.DataFrame, fits: Sequence[FittedLaw]) -> Figure:
+    """Error against loss with the fitted error law (Gadre et al. 2024, eq. 5 and figure 3)."""
+    chosen = [fit for fit in fits if "loss" in fit]
+    figure, panels = _panels(chosen, "")
+    for axes, fit in zip(panels, chosen, strict=True):
+        rows = table[table["dataset"] == fit["dataset"]]
+        loss = fit.get("loss", "")
+        _scatter_by_model(axes, rows, loss, fit["target"])
+        x = np.linspace(*_range(rows[loss], 1.03), 100)
+        curve = laws.FORMS[fit["law"]].curve(fit["parameters"], loss=x)
+        axes.plot(x, curve, color="black", linewidth=1, label=f"{fit['law']} law")
+        axes.set(xlabel=f"{loss} (nats/token)", ylabel=fit["target"], title=fit["dataset"])
+        axes.legend(fontsize=7)
+    return figure
+
+
+def predicted_against_measured(fits: Sequence[FittedLaw]) -> Figure:
+    """Every held-out prediction with its interval beside what was measured, relative to that."""
+    rows = [
+        (f"{held['run']}\n{fit['target']} · {fit['law']}", held)
+        for fit in fits
+        if in_distribution(fit)
+        for held in fit["held_out"]
+    ]
+    figure = Figure(figsize=(2 * PANEL_INCHES, 1 + 0.42 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    for place, (_, held) in enumerate(rows):
+        ends = [100 * (held[key] / held["measured"] - 1) for key in ("low", "predicted", "high")]
+        axes.plot([ends[0], ends[2]], [place, place], color=PALETTE[0], linewidth=3, alpha=0.5)
+        axes.plot(ends[1], place, "o", color=PALETTE[0])
+    axes.axvline(0, color="black", linewidth=1)
+    axes.set_yticks(range(len(rows)), [label for label, _ in rows], fontsize=7)
+    axes.invert_yaxis()
+    level = fits[0]["level"] if fits else 0.9
+    axes.set_xlabel(f"prediction relative to measurement (%), bar: {level:.0%} interval")
+    axes.grid(axis="x", alpha=0.3)
+    return figure
+
+
+def loss_curves(table: pd.DataFrame, curves: Mapping[str, Curve]) -> Figure:
+    """Smoothed training loss of every run against tokens seen."""
+    names = sorted(table["dataset"].unique())
+    figure, panels = _panels(names, "training loss (nats/token)")
+    models = list(dict.fromkeys(table.sort_values("params")["model"]))
+    for axes, name in zip(panels, names, strict=True):
+        for _, row in table[table["dataset"] == name].sort_values("params").iterrows():
+            curve = curves.get(str(row["run"]))
+            if curve is None:
+                continue
+            colour = PALETTE[models.index(row["model"]) % len(PALETTE)]
+            style = "-" if row["role"] == "fit" else "--"
+            axes.plot(
+                curve["tokens"],
+                _smooth(curve["loss"]),
+                style,
+                color=colour,
+                linewidth=1,
+                label=row["model"],
+            )
+        handles, labels = axes.get_legend_handles_labels()
+        unique = dict(zip(labels, handles, strict=True))
+        axes.legend(unique.values(), unique.keys(), fontsize=7, title="model")
+        axes.set(xscale="log", xlabel="tokens", title=f"{name}  (dashed: held out)")
+    return figure
+
+
+def _panels(subjects: Sequence[object], ylabel: str) -> tuple[Figure, list[Axes]]:
+    """A figure with a panel for each subject, side by side."""
+    count = max(1, len(subjects))
+    size = (PANEL_INCHES * count, PANEL_INCHES)
+    figure = Figure(figsize=size, layout="constrained")
+    panels = list(figure.subplots(1, count, squeeze=False)[0])
+    panels[0].set_ylabel(ylabel)
+    return figure, panels
+
+
+def _range(values: pd.Series, margin: float = 1.0) -> tuple[float, float]:
+    return float(values.min()) / margin, float(values.max()) * margin
+
+
+def _scatter_by_model(axes: Axes, rows: pd.DataFrame, x: str, y: str) -> None:
+    for place, (model, part) in enumerate(rows.sort_values("params").groupby("model", sort=False)):
+        colour, marker = PALETTE[place % len(PALETTE)], MARKERS[place % len(MARKERS)]
+        known = part["role"] == "fit"
+        axes.scatter(part[known][x], part[known][y], color=colour, marker=marker, label=str(model))
+        axes.scatter(
+            part[~known][x],
+            part[~known][y],
+            facecolors="none",
+            edgecolors=colour,
+            marker=marker,
+            s=60,
+            label=None if known.any() else f"{model} (held out)",
+        )
+
+
+def _smooth(values: np.ndarray) -> np.ndarray:
+    """Exponential moving average over about a fiftieth of the run."""
+    return pd.Series(values).ewm(halflife=max(1.0, SMOOTHING * len(values))).mean().to_numpy()

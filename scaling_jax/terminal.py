@@ -1,0 +1,168 @@
+"""What the commands print: tables, and progress that moves on a terminal and is plain lines elsewhere."""
+
+import time
+from types import TracebackType
+from typing import Self
+
+import pandas as pd
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.table import Table
+
+from scaling_jax.models import counting
+from scaling_jax.testbeds.grid import PlannedRun
+from scaling_jax.testbeds.runner import FinishedRun
+from scaling_jax.training.budget import Budget
+from scaling_jax.training.loop import Progress as RunProgress
+
+PLAIN_LINE_EVERY_SECONDS = 10.0
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+def print_table(frame: pd.DataFrame, title: str = "") -> None:
+    """Prints `frame` with numbers to five digits; every cell whole where nobody is watching."""
+    text = frame.map(_cell)
+    if not console.is_terminal:
+        print(f"\n{title}" if title else "")
+        print(text.to_string(index=False))
+        return
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for name in text.columns:
+        numeric = pd.api.types.is_numeric_dtype(frame[name])
+        table.add_column(str(name), justify="right" if numeric else "left", overflow="fold")
+    for row in text.itertuples(index=False):
+        table.add_row(*row)
+    console.print(table)
+
+
+def say(text: str) -> None:
+    """Prints a line."""
+    console.print(text, markup=False)
+
+
+class GridProgress:
+    """How far a grid of runs is: one bar for all of it, one for the run that is training."""
+
+    def __init__(self, runs: list[PlannedRun]):
+        self._left = {run.name: _work(run) for run in runs}
+        self._total = sum(self._left.values())
+        self._count, self._done = len(runs), 0
+        self._started = time.monotonic()
+        self._skipped = 0.0
+        self._bars = _bars()
+        self._grid = self._bars.add_task("testbed", total=len(runs), detail="")
+        self._run: TaskID | None = None
+
+    def __enter__(self) -> Self:
+        if console.is_terminal:
+            self._bars.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bars.stop()
+
+    def report(self, run: PlannedRun, progress: RunProgress) -> None:
+        """Hears of every training step."""
+        if self._run is None:
+            self._run = self._bars.add_task(run.name, total=progress.steps, detail="")
+        self._bars.update(self._run, completed=progress.step, detail=describe(progress))
+        done = self._left[run.name] * progress.step / progress.steps
+        self._bars.update(self._grid, detail=self._time_left(sum(self._left.values()) - done))
+
+    def finished(self, done: FinishedRun) -> None:
+        """Hears of every run that is done."""
+        if self._run is not None:
+            self._bars.remove_task(self._run)
+            self._run = None
+        work = self._left.pop(done.run.name)
+        self._skipped += 0.0 if done.now else work
+        self._done += 1
+        self._bars.update(self._grid, completed=self._done)
+        state = self._time_left(sum(self._left.values())) if done.now else "(was done)"
+        say(f"[{self._done}/{self._count}] {done.run.name}: loss {done.loss:.4f}  {state}".rstrip())
+
+    def _time_left(self, work: float) -> str:
+        done = self._total - self._skipped - work
+        if done <= 0:
+            return ""
+        return f"{clock((time.monotonic() - self._started) * work / done)} left"
+
+
+class RunBar:
+    """How far one run is."""
+
+    def __init__(self, name: str):
+        self._name = name
+        self._bars = _bars()
+        self._task: TaskID | None = None
+        self._last_line = time.monotonic()
+
+    def __enter__(self) -> Self:
+        if console.is_terminal:
+            self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def report(self, progress: RunProgress) -> None:
+        """Hears of every training step."""
+        if self._task is None:
+            self._task = self._bars.add_task(self._name, total=progress.steps, detail="")
+        self._bars.update(self._task, completed=progress.step, detail=describe(progress))
+        now = time.monotonic()
+        due = now - self._last_line > PLAIN_LINE_EVERY_SECONDS or progress.step == progress.steps
+        if due and not console.is_terminal:
+            self._last_line = now
+            say(f"step {progress.step}/{progress.steps}  {describe(progress)}")
+
+
+def describe(progress: RunProgress) -> str:
+    """Loss, speed, utilisation and time left of a run, in a few words."""
+    return (
+        f"loss {progress.loss:.4f}  {progress.tokens_per_second:,.0f} tokens/s  "
+        f"MFU {progress.model_flops_utilization:.1%}  {clock(progress.seconds_left)} left"
+    )
+
+
+def describe_budget(budget: Budget) -> str:
+    """A run's size in a few words."""
+    return (
+        f"{budget.params:,} parameters, {budget.steps:,} steps, {budget.tokens:,} tokens "
+        f"(M = {budget.token_multiplier:.3g}), {budget.flops_6nd:.3g} FLOPs"
+    )
+
+
+def clock(seconds: float) -> str:
+    """Hours, minutes and seconds as 1:02:03 or 2:03."""
+    if seconds == float("inf"):
+        return "-:--"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _work(run: PlannedRun) -> float:
+    return run.budget.tokens * counting.flops_model_per_token(run.config.model)
+
+
+def _bars() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[detail]}"),
+        console=console,
+    )
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.5g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
