@@ -35,11 +35,14 @@ app = cyclopts.App(
     version=lambda: version("scaling_jax"),
     name_transform=lambda name: name,
     default_parameter=Parameter(negative=()),
+    suppress_keyboard_interrupt=False,
 )
 data_app = cyclopts.App(name="data", help="Prepare and inspect token shards.")
 testbed_app = cyclopts.App(name="testbed", help="Run a grid of training runs.")
+reproduce_app = cyclopts.App(name="reproduce", help="Reproduce papers from what they released.")
 app.command(data_app)
 app.command(testbed_app)
+app.command(reproduce_app)
 
 Overrides = Annotated[str, Parameter(help="Changes to the config: section.key=value")]
 
@@ -77,7 +80,7 @@ def quickstart(
 
 
 @data_app.command(name="prepare")
-def data_prepare(
+def prepare_data(
     *tasks: str,
     out: Path = Path("data"),
     vocabulary: str = "bytes",
@@ -109,7 +112,7 @@ def data_prepare(
 
 
 @data_app.command(name="inspect")
-def data_inspect(folder: Path, *, sequence_length: int = 256, samples: int = 3) -> None:
+def inspect_data(folder: Path, *, sequence_length: int = 256, samples: int = 3) -> None:
     """Look into a prepared split: sizes, document lengths, duplicates, decoded rows.
 
     Args:
@@ -180,7 +183,7 @@ def evaluate(run: Path) -> None:
 
 
 @testbed_app.command(name="run")
-def testbed_run(config: str, *overrides: Overrides, out: Path | None = None) -> None:
+def run_testbed(config: str, *overrides: Overrides, out: Path | None = None) -> None:
     """Train and evaluate every run of a testbed that is not done; write records and report.
 
     Args:
@@ -195,7 +198,7 @@ def testbed_run(config: str, *overrides: Overrides, out: Path | None = None) -> 
 
 
 @testbed_app.command(name="status")
-def testbed_status(config: str, *overrides: Overrides, out: Path | None = None) -> None:
+def show_testbed_status(config: str, *overrides: Overrides, out: Path | None = None) -> None:
     """Say how far each run of a testbed is.
 
     Args:
@@ -225,7 +228,7 @@ def testbed_status(config: str, *overrides: Overrides, out: Path | None = None) 
 
 
 @testbed_app.command(name="table")
-def testbed_table(config: str, *overrides: Overrides, out: Path | None = None) -> None:
+def write_testbed_table(config: str, *overrides: Overrides, out: Path | None = None) -> None:
     """Write and print the records of the runs that are done.
 
     Args:
@@ -323,6 +326,41 @@ def predict(
         say(f"warning: {warning}")
 
 
+@reproduce_app.command(name="gadre2024")
+def reproduce_gadre2024(*, data: Path, out: Path = Path("reproduce/gadre2024")) -> None:
+    """Every table and figure of Gadre et al. 2024 from its released testbed, and beyond.
+
+    Args:
+      data: exp_data of github.com/mlfoundations/scaling, or the folder that holds it.
+      out: folder for results.json, tables, plots and report.html.
+    """
+    from scaling_jax.terminal import print_table, say
+    from scaling_jax.testbeds.reproduce import gadre2024, gadre2024_page
+
+    found = gadre2024.run(data, out, say)
+    print_table(gadre2024_page.summary(found.results), "largest differences from the paper")
+    print_table(found.tables["beyond_losses"], "loss of the held-out runs: relative error, percent")
+    print_table(
+        found.tables["beyond_errors"], "error of the held-out runs: relative error, percent"
+    )
+    say(f"{out / gadre2024.REPORT_FILE}")
+
+
+@reproduce_app.command(name="chinchilla")
+def reproduce_chinchilla(*, data: Path, out: Path = Path("reproduce/chinchilla")) -> None:
+    """The Chinchilla law as Besiroglu et al. 2024 fit it, from their digitised points.
+
+    Args:
+      data: folder of svg_extracted_data.csv of github.com/epoch-research/analyzing-chinchilla.
+      out: folder for results.json, parameters.csv, points.png and report.html.
+    """
+    from scaling_jax.terminal import print_table, say
+    from scaling_jax.testbeds.reproduce import chinchilla
+
+    print_table(chinchilla.run(data, out, say), "parameters and standard errors")
+    say(f"{out / chinchilla.REPORT_FILE}")
+
+
 def main() -> None:
     """Entry point of the `scaling-jax` script."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
@@ -337,7 +375,7 @@ def main() -> None:
     except Interrupted as error:
         _exit(f"{error}; the same command goes on from there", 128 + error.signal)
     except KeyboardInterrupt:
-        _exit("stopped", 130)
+        _exit("stopped; the same command goes on from what is finished", 130)
 
 
 def _prepare_cpu() -> None:

@@ -135,8 +135,10 @@ def _positive(values: pd.Series, source: str, optional: bool = False) -> pd.Seri
     wrong = ~(np.isfinite(numbers) & lowest_ok) & ~absent
     if wrong.any():
         row = int(np.flatnonzero(wrong)[0])
+        value = values.iloc[row]
+        shown = repr(value) if isinstance(value, str) else value
         raise UserError(
-            f"{source}: row {row + 1}, column '{values.name}': {values.iloc[row]!r} "
+            f"{source}: row {row + 1}, column '{values.name}': {shown} "
             "is not a finite positive number"
         )
     return numbers

@@ -1,4 +1,4 @@
-"""What the commands print: tables, and progress that moves on a terminal and is plain lines elsewhere."""
+"""What the commands print: tables and progress; plain lines where no terminal is."""
 
 import time
 from types import TracebackType

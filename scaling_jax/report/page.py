@@ -4,31 +4,17 @@ out/report.html     the page
 out/plots/*.png     its figures, for papers and slides
 """
 
-import base64
-import html
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 from scaling_jax import atomic
-from scaling_jax.report import plots
+from scaling_jax.report import markup, plots
 from scaling_jax.testbeds.analysis import FittedLaw
 from scaling_jax.training.checkpoint import Curve
 
 REPORT_FILE = "report.html"
-DOTS_PER_INCH = 150
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1200px; margin: 2rem auto;
-       padding: 0 1rem }
-h1, h2 { font-weight: 600 } h2 { margin-top: 2.2rem }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13px }
-th, td { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid #ddd }
-th { border-bottom: 2px solid #888 } td:first-child, th:first-child { text-align: left }
-img { max-width: 100%; height: auto } .wide { overflow-x: auto } .note { color: #8a4b00 }
-"""
 
 
 def write(
@@ -56,11 +42,11 @@ def write(
         "predicted_against_measured": plots.predicted_against_measured(fits),
         "loss_curves": plots.loss_curves(table, curves),
     }
-    images = {name: _png(figure) for name, figure in figures.items()}
+    images = {name: markup.png(figure) for name, figure in figures.items()}
     for name, content in images.items():
         with atomic.replacing(out / "plots" / f"{name}.png") as temporary:
             temporary.write_bytes(content)
-    page = _page(title, _sections(table, fits, entropy_rates, images))
+    page = markup.page(title, _sections(table, fits, entropy_rates, images))
     atomic.write_text(out / REPORT_FILE, page)
     return out / REPORT_FILE
 
@@ -72,33 +58,37 @@ def _sections(
     images: Mapping[str, bytes],
 ) -> Iterable[str]:
     known, held_out = ((table["role"] == role).sum() for role in ("fit", "held_out"))
-    yield _paragraph(
+    yield markup.paragraph(
         f"Laws were fitted to {known} runs; {held_out} larger or longer runs were held out, and "
         "predicted from the laws alone. Losses are cross-entropy in nats per token, without z-loss."
     )
-    yield _heading("Predicted and measured")
-    yield _table(held_out_table(fits))
-    yield _image(images, "predicted_against_measured", "Held-out runs: prediction and interval")
-    yield _heading("Loss against compute")
-    yield _image(images, "reducible_loss", "Reducible loss by token multiplier")
-    yield _heading("Error against loss")
-    yield _image(images, "error_against_loss", "Next-token error against validation loss")
-    yield _heading("Fitted laws")
-    yield _table(parameter_table(fits))
+    yield markup.heading("Predicted and measured")
+    yield markup.table(held_out_table(fits))
+    yield markup.image(
+        images["predicted_against_measured"], "Held-out runs: prediction and interval"
+    )
+    yield markup.heading("Loss against compute")
+    yield markup.image(images["reducible_loss"], "Reducible loss by token multiplier")
+    yield markup.heading("Error against loss")
+    yield markup.image(images["error_against_loss"], "Next-token error against validation loss")
+    yield markup.heading("Fitted laws")
+    yield markup.table(parameter_table(fits))
     warned = [(fit, warning) for fit in fits for warning in fit["warnings"]]
     for fit, warning in warned:
-        yield _paragraph(f"{fit['law']}, {fit['dataset']}, {fit['target']}: {warning}.", "note")
+        yield markup.paragraph(
+            f"{fit['law']}, {fit['dataset']}, {fit['target']}: {warning}.", "note"
+        )
     if entropy_rates:
-        yield _heading("Irreducible loss and entropy rate")
-        yield _paragraph(
+        yield markup.heading("Irreducible loss and entropy rate")
+        yield markup.paragraph(
             "The entropy rate is known in closed form: no model can have a lower expected loss. "
             "A fitted E is an extrapolation to infinitely many parameters and tokens."
         )
-        yield _table(entropy_table(fits, entropy_rates))
-    yield _heading("Training")
-    yield _image(images, "loss_curves", "Training loss")
-    yield _heading("Records")
-    yield _table(table)
+        yield markup.table(entropy_table(fits, entropy_rates))
+    yield markup.heading("Training")
+    yield markup.image(images["loss_curves"], "Training loss")
+    yield markup.heading("Records")
+    yield markup.table(table)
 
 
 def held_out_table(fits: Sequence[FittedLaw]) -> pd.DataFrame:
@@ -139,7 +129,7 @@ def parameter_table(fits: Sequence[FittedLaw]) -> pd.DataFrame:
 
 
 def entropy_table(fits: Sequence[FittedLaw], entropy_rates: Mapping[str, float]) -> pd.DataFrame:
-    """Each law's irreducible loss E beside the entropy rate of the distribution it was fitted on."""
+    """Each law's irreducible loss E beside the entropy rate of its distribution."""
     rows = [
         {
             "dataset": fit["dataset"],
@@ -155,38 +145,3 @@ def entropy_table(fits: Sequence[FittedLaw], entropy_rates: Mapping[str, float])
         and "E" in fit["parameters"]
     ]
     return pd.DataFrame(rows)
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH)
-    return buffer.getvalue()
-
-
-def _page(title: str, sections: Iterable[str]) -> str:
-    safe = html.escape(title)
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{safe}</title>\n'
-        f"<style>{STYLE}</style></head>\n<body><h1>{safe}</h1>\n"
-        + "\n".join(sections)
-        + "\n</body></html>\n"
-    )
-
-
-def _heading(text: str) -> str:
-    return f"<h2>{html.escape(text)}</h2>"
-
-
-def _paragraph(text: str, kind: str = "") -> str:
-    return f'<p class="{kind}">{html.escape(text)}</p>'
-
-
-def _image(images: Mapping[str, bytes], name: str, caption: str) -> str:
-    encoded = base64.b64encode(images[name]).decode("ascii")
-    return f'<img alt="{html.escape(caption)}" src="data:image/png;base64,{encoded}">'
-
-
-def _table(table: pd.DataFrame) -> str:
-    """An HTML table; pandas escapes every cell."""
-    body = table.to_html(index=False, float_format=lambda value: f"{value:.5g}", border=0)
-    return f'<div class="wide">{body}</div>'

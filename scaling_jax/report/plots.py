@@ -13,12 +13,10 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from scaling_jax import laws
+from scaling_jax.report.style import MARKERS, PALETTE
 from scaling_jax.testbeds.analysis import FittedLaw, in_distribution
 from scaling_jax.training.checkpoint import Curve
 
-# Okabe and Ito's colours, which people with any colour vision can tell apart.
-PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 PANEL_INCHES = 4.2
 SMOOTHING = 0.02  # of a run's length
 
@@ -136,6 +134,8 @@ def _panels(subjects: Sequence[object], ylabel: str) -> tuple[Figure, list[Axes]
     figure = Figure(figsize=size, layout="constrained")
     panels = list(figure.subplots(1, count, squeeze=False)[0])
     panels[0].set_ylabel(ylabel)
+    if not subjects:
+        panels.pop().set_axis_off()
     return figure, panels
 
 

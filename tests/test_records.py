@@ -1,0 +1,110 @@
+"""The records table keeps what it is given and says exactly what is wrong with it."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scaling_jax import records
+from scaling_jax.errors import UserError
+
+
+def table(rows: int = 3) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "run": [f"r{i}" for i in range(rows)],
+            "dataset": "c4",
+            "model": "m",
+            "params": [10.0 ** (6 + i) for i in range(rows)],
+            "tokens": [10.0 ** (8 + i) for i in range(rows)],
+            "loss/c4": [3.5 - 0.3 * i for i in range(rows)],
+            "error/task": [0.0, 0.5, 1.0][:rows],
+            "note": ["a", "b,c", 'd"e'][:rows],
+        }
+    )
+
+
+@pytest.mark.parametrize("suffix", records.SUFFIXES)
+def test_every_format_gives_back_the_same_table(tmp_path, suffix):
+    path = tmp_path / f"runs{suffix}"
+    records.write(table(), path)
+    pd.testing.assert_frame_equal(records.read(path), records.check(table()), rtol=1e-9)
+
+
+def test_derived_columns_are_filled_in_and_unknown_ones_kept():
+    checked = records.check(table()[["params", "tokens", "loss/c4", "note"]])
+    np.testing.assert_allclose(checked["token_multiplier"], checked["tokens"] / checked["params"])
+    np.testing.assert_allclose(checked["flops_6nd"], 6 * checked["params"] * checked["tokens"])
+    assert list(checked["run"]) == ["row 1", "row 2", "row 3"]
+    assert list(checked["note"]) == ["a", "b,c", 'd"e']
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.drop(columns="tokens"), "column 'tokens' is missing"),
+        (lambda t: t.rename(columns={"params": "parms"}), "did you mean 'parms'"),
+        (lambda t: t.assign(params=[1, -1, 2]), "row 2, column 'params': -1"),
+        (lambda t: t.assign(tokens=[1.0, np.nan, 2.0]), "row 2, column 'tokens'"),
+        (lambda t: t.assign(**{"loss/c4": [1.0, 0.0, 2.0]}), "row 2, column 'loss/c4'"),
+        (lambda t: t.assign(**{"loss/c4": [1.0, np.inf, 2.0]}), "row 2, column 'loss/c4'"),
+        (lambda t: t.assign(**{"loss/c4": ["1", "two", "3"]}), "'two'"),
+        (lambda t: t.assign(**{"error/task": [0.1, -0.1, 0.2]}), "column 'error/task'"),
+        (lambda t: t.assign(run="r"), "row 2 repeats the key"),
+        (lambda t: t[:0], "no rows"),
+    ],
+)
+def test_a_fault_is_named_with_row_and_column(tmp_path, change, message):
+    path = tmp_path / "runs.csv"
+    change(table()).to_csv(path, index=False)
+    with pytest.raises(UserError, match=message) as caught:
+        records.read(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_loss_may_be_absent_but_a_count_may_not():
+    some = table().assign(**{"loss/c4": [3.0, np.nan, 2.0]})
+    assert records.check(some)["loss/c4"].isna().sum() == 1
+
+
+def test_one_run_may_have_several_steps():
+    twice = pd.concat([table().assign(step=1), table().assign(step=2)])
+    assert len(records.check(twice)) == 6
+
+
+@pytest.mark.parametrize("name", ["runs.xlsx", "runs"])
+def test_an_unknown_suffix_is_refused_both_ways(tmp_path, name):
+    (tmp_path / name).write_text("x")
+    for action in (lambda path: records.write(table(), path), records.read):
+        with pytest.raises(UserError, match=r"\.csv, \.parquet, \.json"):
+            action(tmp_path / name)
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00", b'{"a": [1, 2'])
+@pytest.mark.parametrize("suffix", records.SUFFIXES)
+def test_bytes_that_are_no_table_are_refused_in_one_line(tmp_path, suffix, content):
+    path = tmp_path / f"runs{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        records.read(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_failed_write_leaves_the_old_table(tmp_path):
+    path = tmp_path / "runs.csv"
+    records.write(table(), path)
+    before = path.read_bytes()
+    with pytest.raises(UserError):
+        records.write(table().assign(params=-1.0), path)
+    assert path.read_bytes() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["runs.csv"]
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.floats(1e-3, 1e15), min_size=1, max_size=8, unique=True))
+def test_csv_keeps_every_digit(tmp_path_factory, values):
+    path = tmp_path_factory.mktemp("csv") / "runs.csv"
+    records.write(pd.DataFrame({"params": values, "tokens": values}), path)
+    assert list(records.read(path)["params"]) == values

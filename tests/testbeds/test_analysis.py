@@ -1,0 +1,102 @@
+"""Laws are fitted to the runs in role `fit` alone, and predict the others."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from scaling_jax import laws
+from scaling_jax.config import LawsConfig
+from scaling_jax.errors import UserError
+from scaling_jax.testbeds import analysis
+
+TRUTH = {"E": 1.0, "a": 40.0, "b": 60.0, "eta": 0.15}
+
+
+def records_of_a_law() -> pd.DataFrame:
+    """Two datasets, each with eight runs to fit and one held out, on a law that is known."""
+    params, multiplier = (part.ravel() for part in np.meshgrid([2e4, 4e4, 8e4, 16e4], [10.0, 40.0]))
+    params, multiplier = np.append(params, 64e4), np.append(multiplier, 20.0)
+    tables = []
+    for dataset, factor in (("a", 1.0), ("b", 1.2)):
+        table = pd.DataFrame({"params": params, "tokens": params * multiplier})
+        table["flops_6nd"] = 6 * table["params"] * table["tokens"]
+        loss = laws.FORMS["over_training"].curve(
+            TRUTH, params=params, tokens=table["tokens"].to_numpy()
+        )
+        table["run"] = [f"{dataset}-{i}" for i in range(len(table))]
+        table["role"] = ["fit"] * 8 + ["held_out"]
+        table["dataset"], table["model"] = dataset, "m"
+        for name in ("a", "b"):
+            table[f"loss/{name}"] = factor * loss
+            table[f"error/next_token_{name}"] = 0.9 - 1.5 * np.exp(-0.8 * factor * loss)
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True)
+
+
+@pytest.fixture(scope="module")
+def fits() -> list[analysis.FittedLaw]:
+    return analysis.fit_all(records_of_a_law(), LawsConfig(loss=("over_training",)))
+
+
+def test_every_dataset_and_set_has_its_law(fits):
+    found = {(fit["law"], fit["dataset"], fit["target"]) for fit in fits}
+    losses = {("over_training", d, f"loss/{s}") for d in "ab" for s in "ab"}
+    errors = {("exponential", d, f"error/next_token_{d}") for d in "ab"}
+    assert found == losses | errors
+
+
+def test_noiseless_laws_predict_the_held_out_run(fits):
+    for fit in fits:
+        (held_out,) = fit["held_out"]
+        assert held_out["run"].endswith("-8")
+        assert held_out["relative_error"] < 1e-3
+        assert held_out["low"] < held_out["measured"] < held_out["high"]
+        assert held_out["relative_error"] == pytest.approx(
+            abs(held_out["predicted"] - held_out["measured"]) / held_out["measured"]
+        )
+    own = next(fit for fit in fits if fit["target"] == "loss/a" and fit["dataset"] == "a")
+    assert own["parameters"] == pytest.approx(TRUTH, rel=1e-4)
+
+
+def test_held_out_measurements_do_not_move_the_fit(fits):
+    table = records_of_a_law()
+    table.loc[table["role"] == "held_out", ["loss/a", "loss/b"]] *= 1.5
+    again = analysis.fit_all(table, LawsConfig(loss=("over_training",), error=()))
+    loss_fits = [fit for fit in fits if "loss" not in fit]
+    for before, after in zip(loss_fits, again, strict=True):
+        assert before["parameters"] == after["parameters"]
+        assert before["held_out"][0]["predicted"] == after["held_out"][0]["predicted"]
+
+
+def test_errors_are_predicted_from_predicted_losses():
+    """Chained: with the loss law wrong at the held-out run, so is the error."""
+    table = records_of_a_law()
+    table.loc[table["role"] == "held_out", "loss/a"] *= 0.5
+    fit = analysis.fit_law(table, "exponential", "error/next_token_a", loss="loss/a")[0]
+    assert fit["held_out"][0]["relative_error"] < 1e-3
+
+
+def test_fits_are_written_as_json(fits, tmp_path):
+    analysis.write(fits, tmp_path / "fits.json")
+    content = json.loads((tmp_path / "fits.json").read_text())
+    assert set(content) == {"fits"}
+    for fit in content["fits"]:
+        assert {"law", "dataset", "target", "parameters", "intervals", "held_out"} <= set(fit)
+        assert set(fit["parameters"]) == set(fit["intervals"])
+        assert set(fit["held_out"][0]) == {
+            *("run", "params", "tokens", "predicted", "low", "high"),
+            *("measured", "relative_error"),
+        }
+
+
+def test_a_table_without_roles_is_fitted_whole():
+    table = records_of_a_law().drop(columns="role")
+    fit = analysis.fit_law(table, "over_training", "loss/a")[0]
+    assert fit["held_out"] == []
+
+
+def test_a_table_with_nothing_to_fit_is_refused():
+    with pytest.raises(UserError, match="nowhere 'fit'"):
+        analysis.fit_law(records_of_a_law().assign(role="held_out"), "over_training", "loss/a")
