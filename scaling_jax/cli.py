@@ -339,7 +339,7 @@ def reproduce_gadre2024(*, data: Path, out: Path = Path("reproduce/gadre2024")) 
 
     found = gadre2024.run(data, out, say)
     print_table(gadre2024_page.summary(found.results), "largest differences from the paper")
-    print_table(found.tables["beyond_losses"], "loss of the held-out runs: relative error, percent")
+    print_table(found.tables["beyond_losses"], "held-out runs: relative error of losses, percent")
     print_table(
         found.tables["beyond_errors"], "error of the held-out runs: relative error, percent"
     )

@@ -70,7 +70,7 @@ class ModelConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class DataConfig:
-    """Which prepared token shards to read: `folder`/`dataset`/train and `folder`/<set>/validation."""
+    """Which prepared shards to read: `folder`/`dataset`/train and `folder`/<set>/validation."""
 
     dataset: Name
     validation: tuple[Name, ...]
@@ -130,7 +130,7 @@ class EvaluationConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class RunConfig:
-    """One training run. Its token budget is given as `tokens` or as a multiple of the parameters."""
+    """One training run. Its budget is given as `tokens` or as a multiple of the parameters."""
 
     model: ModelConfig
     data: DataConfig
@@ -242,8 +242,10 @@ def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]
     merged = dict(base)
     for key, value in changes.items():
         below = merged.get(key)
-        nested = isinstance(below, Mapping) and isinstance(value, Mapping)
-        merged[key] = merge(below, value) if nested else value
+        if isinstance(below, Mapping) and isinstance(value, Mapping):
+            merged[key] = merge(below, value)
+        else:
+            merged[key] = value
     return merged
 
 

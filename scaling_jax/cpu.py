@@ -26,7 +26,7 @@ def configure() -> None:
 
 
 def _devices_for(cores: int) -> int:
-    """The largest power of two that is neither above the cores nor above what batches split into."""
+    """The largest power of two above neither the cores nor what batches split into."""
     return min(1 << (cores.bit_length() - 1), MAX_DEVICES)
 
 

@@ -46,10 +46,11 @@ class GridProgress:
 
     def __init__(self, runs: list[PlannedRun]):
         self._left = {run.name: _work(run) for run in runs}
-        self._total = sum(self._left.values())
-        self._count, self._done = len(runs), 0
-        self._started = time.monotonic()
-        self._skipped = 0.0
+        self._count = len(runs)
+        # What the time left is judged by: work done in so many seconds of training. Compiling,
+        # evaluating and runs that were done already do not count.
+        self._work_done, self._seconds = 0.0, 0.0
+        self._last: tuple[float, float] | None = None
         self._bars = _bars()
         self._grid = self._bars.add_task("testbed", total=len(runs), detail="")
         self._run: TaskID | None = None
@@ -71,27 +72,31 @@ class GridProgress:
         """Hears of every training step."""
         if self._run is None:
             self._run = self._bars.add_task(run.name, total=progress.steps, detail="")
+        done = _work(run) * progress.step / progress.steps
+        now = time.monotonic()
+        before, self._last = self._last, (done, now)
+        if before is not None:
+            self._work_done += done - before[0]
+            self._seconds += now - before[1]
+        self._left[run.name] = _work(run) - done
         self._bars.update(self._run, completed=progress.step, detail=describe(progress))
-        done = self._left[run.name] * progress.step / progress.steps
-        self._bars.update(self._grid, detail=self._time_left(sum(self._left.values()) - done))
+        self._bars.update(self._grid, detail=self._time_left())
 
     def finished(self, done: FinishedRun) -> None:
         """Hears of every run that is done."""
         if self._run is not None:
             self._bars.remove_task(self._run)
-            self._run = None
-        work = self._left.pop(done.run.name)
-        self._skipped += 0.0 if done.now else work
-        self._done += 1
-        self._bars.update(self._grid, completed=self._done)
-        state = self._time_left(sum(self._left.values())) if done.now else "(was done)"
-        say(f"[{self._done}/{self._count}] {done.run.name}: loss {done.loss:.4f}  {state}".rstrip())
+        self._run = self._last = None
+        del self._left[done.run.name]
+        count = self._count - len(self._left)
+        self._bars.update(self._grid, completed=count)
+        state = self._time_left() if done.now else "(was done)"
+        say(f"[{count}/{self._count}] {done.run.name}: loss {done.loss:.4f}  {state}".rstrip())
 
-    def _time_left(self, work: float) -> str:
-        done = self._total - self._skipped - work
-        if done <= 0:
+    def _time_left(self) -> str:
+        if not self._work_done:
             return ""
-        return f"{clock((time.monotonic() - self._started) * work / done)} left"
+        return f"{clock(self._seconds * sum(self._left.values()) / self._work_done)} left"
 
 
 class RunBar:

@@ -6,3 +6,139 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import jax
+import numpy as np
+import pytest
+
+from scaling_jax.config import ModelConfig
+from scaling_jax.data import prepare
+from scaling_jax.data.shards import Index, Shards
+
+GOLDEN = Path(__file__).parents[1] / ".." / "shared" / "golden" / "openlm"
+
+MakeShards = Callable[..., Shards]
+
+# A first call compiles: its time says nothing.
+hypothesis.settings.register_profile("no deadline", deadline=None)
+hypothesis.settings.load_profile("no deadline")
+
+
+def write_split(folder: Path, documents: Iterable[Sequence[int]], shards: int, size: int) -> Shards:
+    draft = Index(
+        task="made",
+        split="train",
+        source="test",
+        vocabulary="bytes",
+        vocabulary_size=size,
+        vocabulary_sha256="",
+        end_of_text=1,
+        dtype="u16" if size <= 1 << 16 else "u32",
+        documents=0,
+        text_bytes=0,
+        shards=(),
+        entropy_rate=None,
+        versions={},
+    )
+    tokens = (prepare.Tokens(np.asarray(ids), len(ids) - 1) for ids in documents)
+    prepare._write(tokens, folder, draft, shards)
+    return Shards.open(folder)
+
+
+@pytest.fixture(scope="module")
+def quick_compilation() -> Iterator[None]:
+    """Machine code that is less optimised: the programs of tests run for milliseconds."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture
+def make_shards(tmp_path: Path) -> MakeShards:
+    """Writes documents of given ids as a prepared split, through the writer that `prepare` uses."""
+
+    def make(documents: Iterable[Sequence[int]], shards: int = 1, size: int = 259) -> Shards:
+        return write_split(tmp_path / "made", documents, shards, size)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`walk`: 900 training tokens and 333 for validation, in 40 ids; each id suggests the next."""
+    folder = tmp_path_factory.mktemp("data")
+    random = np.random.default_rng(0)
+    for split, count in (("train", 900), ("validation", 333)):
+        ids = [2]
+        for noise in random.integers(0, 3, count - 2):
+            ids.append(2 + (3 * ids[-1] + int(noise)) % 38)
+        write_split(folder / "walk" / split, [[*ids, 1]], shards=1, size=40)
+    return folder
+
+
+@dataclasses.dataclass(frozen=True)
+class Golden:
+    """What open_lm itself computed from given weights and tokens."""
+
+    settings: dict[str, Any]
+    arrays: Mapping[str, np.ndarray]
+
+    def model(self, **changes: Any) -> ModelConfig:
+        return ModelConfig(
+            width=self.settings["hidden_dim"],
+            layers=self.settings["n_layers"],
+            heads=self.settings["n_heads"],
+            vocabulary_size=self.settings["vocab_size"],
+            sequence_length=self.settings["seq_len"],
+            **changes,
+        )
+
+    def params(self, group: str) -> dict[str, Any]:
+        """The weights called `group`/... in our nesting; torch stores (out, in)."""
+        width = self.settings["hidden_dim"]
+
+        def layers(name: str, change: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+            names = (
+                f"{group}/layers.{layer}.{name}.weight"
+                for layer in range(self.settings["n_layers"])
+            )
+            return np.stack([change(self.arrays[name]) for name in names])
+
+        def gains(name: str) -> dict[str, np.ndarray]:
+            return {"gain": layers(name, lambda gain: gain)}
+
+        return {
+            "embedding": self.arrays[f"{group}/tok_embeddings.weight"],
+            "blocks": {
+                "attention_norm": gains("attention_norm"),
+                "attention": {
+                    "qkv": layers("attention.in_proj", lambda w: w.T.reshape(width, 3, width)),
+                    "out": layers("attention.out_proj", np.transpose),
+                    "query_norm": gains("attention.q_norm"),
+                    "key_norm": gains("attention.k_norm"),
+                },
+                "feed_forward_norm": gains("ffn_norm"),
+                "feed_forward": {
+                    "gate_up": layers("feed_forward.w12", lambda w: w.T.reshape(width, 2, -1)),
+                    "down": layers("feed_forward.w3", np.transpose),
+                },
+            },
+            "norm": {"gain": self.arrays[f"{group}/norm.weight"]},
+            "output": self.arrays[f"{group}/output.weight"].T,
+        }
+
+
+@pytest.fixture(scope="session", params=["tiny", "deep"])
+def golden(request: pytest.FixtureRequest) -> Golden:
+    path = GOLDEN / f"openlm_{request.param}.npz"
+    if not path.is_file():
+        pytest.skip(f"the tensors that open_lm computed are not there: {path}")
+    settings = json.loads(path.with_suffix(".json").read_text())
+    return Golden(settings, dict(np.load(path)))

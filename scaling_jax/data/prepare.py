@@ -160,6 +160,8 @@ def _tokenized(task: str, split: str, encoder: Vocabulary, data_dir: Path) -> It
     """What the seqio task streams, document by document."""
     with _quiet_start_up():
         from scaling_jax.data import tasks
+
+        tasks.stay_on_cpu()
     dataset = tasks.register(task, encoder, data_dir).get_dataset(split=split, shuffle=False)
     for batch in dataset.ragged_batch(DOCUMENTS_AT_ONCE):
         ids, sizes = batch["targets"], batch["text_bytes"].numpy()

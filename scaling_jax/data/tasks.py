@@ -47,6 +47,11 @@ class ZipfMarkov(tfds.core.GeneratorBasedBuilder):
             yield number, {"id": document.identifier, "text": document.text}
 
 
+def stay_on_cpu() -> None:
+    """Keeps TensorFlow off accelerators, which are JAX's."""
+    tf.config.set_visible_devices([], "GPU")
+
+
 def register(task: str, vocabulary: Vocabulary, data_dir: Path) -> seqio.Task:
     """Registers and returns the seqio task of an embedded corpus or of a path to texts.
 

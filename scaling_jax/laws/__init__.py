@@ -6,8 +6,11 @@ fit.predict(params=6.9e9, tokens=138e9, level=0.9)
 """
 
 from scaling_jax.laws.chained import Chained, chained
+from scaling_jax.laws.coverage import Coverage, CutScore, coverage
+from scaling_jax.laws.design import Design, next_runs
 from scaling_jax.laws.fit import Diagnostics, Fit, Prediction, fit
 from scaling_jax.laws.forms import FORMS, Form, Parameter, exponent, factor, offset, power
+from scaling_jax.laws.groups import GroupFit, fit_groups
 from scaling_jax.laws.objectives import (
     Objective,
     asymmetric,
@@ -15,24 +18,43 @@ from scaling_jax.laws.objectives import (
     least_squares,
     pseudo_huber,
 )
+from scaling_jax.laws.optimum import (
+    Optimum,
+    Quantity,
+    inference_optimum,
+    optimal_token_multiplier,
+    optimum,
+)
 
 __all__ = [
     "FORMS",
     "Chained",
+    "Coverage",
+    "CutScore",
+    "Design",
     "Diagnostics",
     "Fit",
     "Form",
+    "GroupFit",
     "Objective",
+    "Optimum",
     "Parameter",
     "Prediction",
+    "Quantity",
     "asymmetric",
     "chained",
+    "coverage",
     "exponent",
     "factor",
     "fit",
+    "fit_groups",
     "huber",
+    "inference_optimum",
     "least_squares",
+    "next_runs",
     "offset",
+    "optimal_token_multiplier",
+    "optimum",
     "power",
     "pseudo_huber",
 ]

@@ -3,7 +3,6 @@
 import dataclasses
 from typing import TYPE_CHECKING
 
-import jax
 import numpy as np
 from jaxtyping import Float
 
@@ -14,8 +13,6 @@ if TYPE_CHECKING:
     from scaling_jax.laws.fit import Fit
 
 SEED = 0
-# Resamples fitted in one call, which bounds memory.
-BATCH = 1000
 ITERATIONS = 100
 
 
@@ -46,32 +43,15 @@ def resample(fit: "Fit", method: str, count: int) -> Resamples:
         drawn = random.choice(inflated, size=(count, n))
         fitted = fit.evaluate(o.x)
         y = fitted * np.exp(-drawn) if fit.objective.residual == "log" else fitted - drawn
-    found = [
-        solver.refit(
-            fit.form,
-            fit.objective,
-            o.x,
-            y[i : i + BATCH],
-            weights[i : i + BATCH],
-            fit.box,
-            fit.coordinates,
-            ITERATIONS,
-        )
-        for i in range(0, count, BATCH)
-    ]
-    coordinates, parameters = (
-        np.concatenate([getattr(part, name) for part in found])
-        for name in ("coordinates", "parameters")
+    found = solver.refit(
+        fit.form, fit.objective, o.x, y, weights, fit.box, fit.coordinates, ITERATIONS
     )
-    return Resamples(coordinates, parameters, inflated)
+    return Resamples(found.coordinates, found.parameters, inflated)
 
 
 def predictive(fit: "Fit", resamples: Resamples, x: Float[np.ndarray, "inputs m"]) -> Draws:
     """Resampled laws at `x`, each with a residual added."""
-    with solver.float64():
-        values = np.asarray(
-            jax.vmap(lambda theta: fit.form.evaluate(theta, x))(resamples.parameters)
-        )
+    values = solver.evaluate(fit.form, resamples.parameters, x)
     random = np.random.default_rng(SEED + 1)
     noise = random.choice(resamples.residuals, size=values.shape)
     return Draws(values * np.exp(-noise) if fit.objective.residual == "log" else values - noise)

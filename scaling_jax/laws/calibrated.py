@@ -1,6 +1,6 @@
 """The default prediction interval for losses: wide enough to hold beyond the data.
 
-    centre   mean of the Bayesian law (bayes.py) and of six least-squares and Huber fits
+    centre   mean of the Bayesian law (bayes.py) and of six point fits (families.py)
     scale    spread of the Bayesian law and half the spread between those fits
     rescale  by how well the same recipe did at compute cuts inside the data (empirical Bayes)
 
@@ -8,42 +8,20 @@ Resampling a single law says how well its parameters are known, not how wrong th
 out; measured on held-out larger runs such intervals cover half of what they promise.
 """
 
+import collections
 import dataclasses
-import functools
-import itertools
 
-import jax
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
-from scaling_jax.laws import bayes, solver
-from scaling_jax.laws.forms import CHINCHILLA, KAPLAN, OVER_TRAINING, Form
-from scaling_jax.laws.objectives import Objective, huber, least_squares
+from scaling_jax.laws import bayes, families
 from scaling_jax.laws.predictive import LogStudentT
 
 # Cuts every third of a decade of compute, at least so many runs below one.
 CUTS_PER_DECADE, FEWEST_BELOW = 3, 8
-FAMILY_STARTS, FAMILY_SPREAD, FAMILY_SPREAD_CAP = 16, 0.5, 0.5
+FAMILY_SPREAD, FAMILY_SPREAD_CAP = 0.5, 0.5
 PRIOR_DEGREES, PRIOR_SCALE, CUT_DECAY, WORST_CUT = 8.0, 0.85, 0.6, 9.0
-
-
-@dataclasses.dataclass(frozen=True)
-class Family:
-    """One of the point fits whose disagreement measures how far the law's form can be trusted."""
-
-    form: Form
-    objective: Objective
-    pinned: tuple[tuple[str, float], ...] = ()
-
-
-FAMILIES = (
-    Family(CHINCHILLA, least_squares()),
-    Family(CHINCHILLA, huber()),
-    Family(CHINCHILLA, least_squares(), (("E", 0.0),)),
-    Family(OVER_TRAINING, least_squares()),
-    Family(OVER_TRAINING, huber()),
-    Family(KAPLAN, least_squares()),
-)
+REMEMBERED = 64
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -62,6 +40,8 @@ class Calibration:
 
     Attributes:
       x: params and tokens of the runs; y: their losses.
+      posterior: the Bayesian law given the runs.
+      curves: the point fits to the runs.
       rescaling: lambda, what the scale is multiplied by.
       degrees: of freedom of Student's t.
       cuts: how many compute cuts inside the data `rescaling` was learnt from.
@@ -69,6 +49,8 @@ class Calibration:
 
     x: Float[np.ndarray, "2 n"]
     y: Float[np.ndarray, "n"]
+    posterior: bayes.Posterior
+    curves: families.Curves
     rescaling: float
     degrees: float
     cuts: int
@@ -80,45 +62,36 @@ class Calibration:
 
     def bayes_only(self, targets: Float[np.ndarray, "2 m"]) -> LogStudentT:
         """The Bayesian law alone, Gaussian."""
-        everything = np.ones(len(self.y), bool)
-        center, scale = _bayes(self.x, self.y, everything, targets)
-        return LogStudentT(center, scale, np.inf)
+        return LogStudentT(*self.posterior.forecast(targets), np.inf)
 
     def families_only(self, targets: Float[np.ndarray, "2 m"]) -> LogStudentT:
         """The point fits alone, equally weighted, with the noise of the first one; Gaussian."""
-        values = _family_curves(self._families, targets)
-        fitted = _family_curves(self._families[:1], self.x)[0]
-        spare = max(1, len(self.y) - len(FAMILIES[0].form.parameters))
+        values, fitted = self.curves.log_loss(targets), self.curves.log_loss(self.x)[0]
+        spare = max(1, len(self.y) - families.FREE_PARAMETERS)
         noise = np.sqrt(np.sum((np.log(self.y) - fitted) ** 2) / spare)
         scale = np.sqrt(values.var(axis=0, ddof=1) + noise**2)
         return LogStudentT(values.mean(axis=0), scale, np.inf)
 
     def spread(self, targets: Float[np.ndarray, "2 m"]) -> Spread:
         """Centre and scale at `targets` (params, tokens), before rescaling."""
-        everything = np.ones(len(self.y), bool)
-        return _spread(self.x, self.y, everything, targets, self._families)
-
-    @functools.cached_property
-    def _families(self) -> list[np.ndarray]:
-        return _fit_families(self.x, self.y, np.ones((1, len(self.y)), bool))[0]
+        return _spread(self.posterior, self.curves, len(self.y), targets)
 
 
 def calibrate(x: Float[np.ndarray, "2 n"], y: Float[np.ndarray, "n"]) -> Calibration:
-    """Learns the rescaling from compute cuts inside the data: params and tokens `x`, losses `y`."""
-    flops = 6.0 * x[0] * x[1]
-    below = [flops < cut for cut in compute_cuts(flops)]
-    squares, weights = [], []
-    if below:
-        families = _fit_families(x, y, np.stack(below))
-        # The newest cut, nearest to what will be asked, counts most.
-        for age, (used, fits) in enumerate(zip(below[::-1], families[::-1], strict=True)):
-            spread = _spread(x, y, used, x, fits)
-            score = np.mean((((np.log(y) - spread.center) / spread.scale) ** 2)[~used])
-            squares.append(min(score, WORST_CUT))
-            weights.append(CUT_DECAY**age * min(1.0, (~used).sum() / 2))
-    degrees = PRIOR_DEGREES + sum(weights)
-    total = PRIOR_DEGREES * PRIOR_SCALE**2 + np.dot(weights, squares)
-    return Calibration(x, y, float(np.sqrt(total / degrees)), degrees, len(below))
+    """The recipe fitted to runs: params and tokens `x`, losses `y`.
+
+    It depends on the runs alone, not on the law that is fitted to them; the latest are remembered,
+    so that several laws of one column share it.
+    """
+    key = (x.tobytes(), y.tobytes())
+    if key not in _remembered:
+        _remembered[key] = _calibrate(x, y)
+        if len(_remembered) > REMEMBERED:
+            _remembered.popitem(last=False)
+    return _remembered[key]
+
+
+_remembered: collections.OrderedDict[tuple[bytes, bytes], Calibration] = collections.OrderedDict()
 
 
 def compute_cuts(flops: Float[np.ndarray, "n"]) -> list[float]:
@@ -134,90 +107,32 @@ def compute_cuts(flops: Float[np.ndarray, "n"]) -> list[float]:
     return cuts
 
 
-def _fit_families(
-    x: Float[np.ndarray, "2 n"], y: Float[np.ndarray, "n"], used: Bool[np.ndarray, "cuts n"]
-) -> list[list[np.ndarray]]:
-    """Parameters of each family on each subset, shape [cuts][families](p,).
-
-    The whole data are fitted from many starts, the subsets from there.
-    """
-    by_cut: list[list[np.ndarray]] = [[] for _ in used]
-    for form, members in itertools.groupby(FAMILIES, key=lambda family: family.form):
-        members = list(members)
-        boxes = [solver.Box.of(form, dict(family.pinned)) for family in members]
-        box = solver.Box(np.stack([b.low for b in boxes]), np.stack([b.high for b in boxes]))
-        delta = np.array([family.objective.delta for family in members], float)
-        count, ones = len(members), np.ones((len(members), len(y)))
-        whole = solver.multistart(
-            form, Objective(delta=delta), x, y * ones, ones, box, FAMILY_STARTS
-        )
-        found = whole
-        if not used.all():
-            found = solver.refit(
-                form,
-                Objective(delta=np.tile(delta, len(used))),
-                x,
-                np.tile(y * ones, (len(used), 1)),
-                np.repeat(used, count, axis=0).astype(float),
-                solver.Box(np.tile(box.low, (len(used), 1)), np.tile(box.high, (len(used), 1))),
-                np.tile(whole.coordinates, (len(used), 1)),
-            )
-        for cut in range(len(used)):
-            by_cut[cut] += list(found.parameters[cut * count : (cut + 1) * count])
-    return by_cut
+def _calibrate(x: Float[np.ndarray, "2 n"], y: Float[np.ndarray, "n"]) -> Calibration:
+    flops = 6.0 * x[0] * x[1]
+    below = np.array([flops < cut for cut in compute_cuts(flops)], bool).reshape(-1, len(y))
+    curves, by_cut = families.fit(x, y, below)
+    squares, weights = [], []
+    # The newest cut, nearest to what will be asked, counts most.
+    for age, (used, fitted) in enumerate(zip(below[::-1], by_cut[::-1], strict=True)):
+        known = bayes.posterior(x[:, used], y[used])
+        spread = _spread(known, fitted, int(used.sum()), x[:, ~used])
+        score = np.mean(((np.log(y[~used]) - spread.center) / spread.scale) ** 2)
+        squares.append(min(score, WORST_CUT))
+        weights.append(CUT_DECAY**age * min(1.0, (~used).sum() / 2))
+    degrees = PRIOR_DEGREES + sum(weights)
+    total = PRIOR_DEGREES * PRIOR_SCALE**2 + np.dot(weights, squares)
+    rescaling = float(np.sqrt(total / degrees))
+    return Calibration(x, y, bayes.posterior(x, y), curves, rescaling, degrees, len(below))
 
 
 def _spread(
-    x: np.ndarray, y: np.ndarray, used: np.ndarray, targets: np.ndarray, families: list[np.ndarray]
+    posterior: bayes.Posterior, curves: families.Curves, runs: int, targets: np.ndarray
 ) -> Spread:
-    center, scale = _bayes(x, y, used, targets)
-    values = _family_curves(families, targets)
+    center, scale = posterior.forecast(targets)
+    values = curves.log_loss(targets)
     values = np.where(np.isfinite(values), values, center)
     family_scale = np.minimum(values.std(axis=0, ddof=1), FAMILY_SPREAD_CAP)
-    if used.sum() >= FEWEST_BELOW:
+    if runs >= FEWEST_BELOW:
         center = (center + values.mean(axis=0)) / 2
     total = np.sqrt(scale**2 + (FAMILY_SPREAD * family_scale) ** 2)
     return Spread(center, total, scale, family_scale)
-
-
-def _family_curves(
-    families: list[np.ndarray], targets: Float[np.ndarray, "2 m"]
-) -> Float[np.ndarray, "families m"]:
-    """Log loss of each family at `targets`."""
-    count = targets.shape[1]
-    padded = _pad(targets, _bucket(count))
-    with solver.float64():
-        curves = [
-            _curve(family.form, theta, padded)
-            for family, theta in zip(FAMILIES, families, strict=False)
-        ]
-        return np.log(np.stack(curves))[:, :count]
-
-
-def _bayes(
-    x: np.ndarray, y: np.ndarray, used: np.ndarray, targets: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Centre and scale of the Bayesian law, padded to lengths that few compilations serve."""
-    count, length = targets.shape[1], _bucket(len(y))
-    size = max(length, _bucket(targets.shape[1]))
-    with solver.float64():
-        found = _forecast(
-            _pad(x, length), _pad(y, length), _pad(used, length, False), _pad(targets, size)
-        )
-        return np.asarray(found.center)[:count], np.asarray(found.scale)[:count]
-
-
-_forecast = jax.jit(bayes.forecast)
-_curve = jax.jit(Form.evaluate, static_argnums=0)
-
-
-def _bucket(count: int) -> int:
-    return max(8, 1 << (count - 1).bit_length())
-
-
-def _pad(values: np.ndarray, length: int, fill: bool | None = None) -> np.ndarray:
-    """Lengthened along the last axis by its last entry, or by `fill`."""
-    extra = [(0, 0)] * (values.ndim - 1) + [(0, length - values.shape[-1])]
-    if fill is None:
-        return np.pad(values, extra, mode="edge")
-    return np.pad(values, extra, constant_values=fill)

@@ -2,9 +2,7 @@
 
 import dataclasses
 
-import numpy as np
 from jaxtyping import ArrayLike
-from scipy.special import stdtrit
 
 from scaling_jax.errors import UserError
 from scaling_jax.laws.downstream import shocks
@@ -30,15 +28,12 @@ class Chained:
           UserError: a wrong level or input.
         """
         x, shape = check_inputs(self.loss.form, inputs)
-        before = self.loss.predict(level=level, **inputs)
         value = self.error.evaluate(self.loss.evaluate(x)[None])
-        distribution = self.loss.predictive(x, "calibrated")
-        unit = stdtrit(min(distribution.degrees, 1e6), shocks())[:, None]
-        losses = np.exp(distribution.mean + distribution.scale * unit)
+        losses = self.loss.predictive(x).quantiles(shocks())
         errors = self.error.error_posterior.predictive_of_draws(losses)
         low, high = errors.interval(level)
         parts = (_shaped(part, shape) for part in (value, low, high, errors.center()))
-        return Prediction(*parts, level=level, warnings=before.warnings)
+        return Prediction(*parts, level=level, warnings=self.loss.cautions(x))
 
 
 def chained(loss: Fit, error: Fit) -> Chained:

@@ -9,46 +9,45 @@ its own loss.
 """
 
 import dataclasses
-import functools
-from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float, Int
+from scipy.special import expit, ndtri
 
 from scaling_jax.laws.bayes import RATIOS, lattice
 from scaling_jax.laws.predictive import Draws
-from scaling_jax.laws.solver import float64
 
 # Asymptote: around chance, or around the largest error seen where chance is not known.
 CHANCE_SD, UNKNOWN_CHANCE_SD = 0.01, 0.1
 MIDDLE_MEAN, MIDDLE_SD = 2.0, 1.2
 WIDTH_CENTER, WIDTH_LOG_SD = 0.9, 0.6
 NOISE_CENTER, DISCREPANCY_SCALE = 0.006, 0.02
-GRID, NOISES, DRAWS = 48, 12, 2048
-
-
-class _Posterior(NamedTuple):
-    """Draws: law parameters, noise, discrepancy ratio k and the weights that g is made of."""
-
-    eps: Float[Array, "draws"]
-    l0: Float[Array, "draws"]
-    q: Float[Array, "draws"]
-    sigma: Float[Array, "draws"]
-    ratio: Float[Array, "draws"]
-    # k^2 (I + k^2 K)^-1 residuals of each draw; the inverse itself for each k.
-    drift: Float[Array, "draws n"]
-    inverse: Float[Array, "k n n"]
-    index: Float[Array, "draws"]
+SIGMAS = np.geomspace(5e-4, 0.15, 12)
+GRID, DRAWS = 48, 2048
+# Steps of Kronecker sequences that are unlike each other, for draws of unrelated quantities.
+LOSS_STEP, NOISE_STEP = 0.6180339887498949, 0.7548776662466927
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ErrorPosterior:
-    """The posterior given losses and errors of runs: ask it for the error at any loss."""
+    """Equally likely draws of the law, its noise and what they leave for g to explain.
+
+    Attributes:
+      loss: of the runs.
+      values, vectors: eigenvalues and eigenvectors of the covariance of g at the runs, per tau^2.
+      eps, l0, q, sigma, ratio: of each draw; ratio counts RATIOS, tau / sigma.
+      left: log error minus the law at the runs, in the coordinates of `vectors`.
+    """
 
     loss: Float[np.ndarray, "n"]
-    posterior: _Posterior
+    values: Float[np.ndarray, "n"]
+    vectors: Float[np.ndarray, "n n"]
+    eps: Float[np.ndarray, "draws"]
+    l0: Float[np.ndarray, "draws"]
+    q: Float[np.ndarray, "draws"]
+    sigma: Float[np.ndarray, "draws"]
+    ratio: Int[np.ndarray, "draws"]
+    left: Float[np.ndarray, "draws n"]
 
     def predictive(self, loss: Float[np.ndarray, "m"]) -> Draws:
         """The distribution of the error at each loss."""
@@ -56,9 +55,23 @@ class ErrorPosterior:
 
     def predictive_of_draws(self, loss: Float[np.ndarray, "draws m"]) -> Draws:
         """The same for uncertain losses: DRAWS equally likely values of each."""
-        with float64():
-            values = [_errors(self.posterior, self.loss, column) for column in loss.T]
-            return Draws(np.stack(values, axis=1))
+        normal = ndtri(shocks(NOISE_STEP))
+        return Draws(np.stack([self._errors(column, normal) for column in loss.T], axis=1))
+
+    def _errors(
+        self, loss: Float[np.ndarray, "draws"], normal: Float[np.ndarray, "draws"]
+    ) -> Float[np.ndarray, "draws"]:
+        """A draw of the error for each draw of the posterior and the loss that goes with it."""
+        law = self.eps * expit((loss - self.l0) / self.q)
+        below, fitted = self.loss.max() - loss, self.loss.max() - self.loss
+        # Losses above the fitted ones lie on the other, independent side of the walk.
+        cross = np.where(below[:, None] > 0, np.minimum(below[:, None], fitted), 0.0) @ self.vectors
+        square = RATIOS[self.ratio][:, None] ** 2
+        gain = square / (1 + square * self.values)
+        mean = (cross * gain * self.left).sum(1)
+        spread = square[:, 0] * (np.abs(below) - (cross**2 * gain).sum(1))
+        change = mean + self.sigma * np.sqrt(1 + np.maximum(spread, 0.0)) * normal
+        return np.clip(law * np.exp(change), 0.0, 1.0)
 
 
 def fit_posterior(
@@ -66,80 +79,61 @@ def fit_posterior(
 ) -> ErrorPosterior:
     """The posterior given runs; `chance` is the error of guessing, if known."""
     mean, sd = (error.max(), UNKNOWN_CHANCE_SD) if chance is None else (chance, CHANCE_SD)
-    with float64():
-        return ErrorPosterior(loss, _fit(loss, np.maximum(error, 1e-6), mean, sd))
+    error, below = np.maximum(error, 1e-6), loss.max() - loss
+    values, vectors = np.linalg.eigh(np.minimum(below[:, None], below))
+    variances = 1 + RATIOS[:, None] ** 2 * np.maximum(values, 0.0)
+    l0 = MIDDLE_MEAN + MIDDLE_SD * np.linspace(-4, 4, GRID)
+    log_q = np.log(WIDTH_CENTER) + WIDTH_LOG_SD * np.linspace(-4, 4, GRID)
+    log_weight = _log_weight(loss, error, vectors, variances, l0, log_q, mean, sd)
 
-
-def shocks() -> Float[np.ndarray, "draws"]:
-    """Probabilities for draws of a quantity that is uncertain on its own, in shuffled order."""
-    return np.asarray((0.5 + np.arange(1, DRAWS + 1) * 0.6180339887498949) % 1.0)
-
-
-@jax.jit
-def _fit(loss: Array, error: Array, mean: Array, sd: Array) -> _Posterior:
-    count = len(loss)
-    below = loss.max() - loss
-    walk = jnp.minimum(below[:, None], below)
-    ratios, sigmas = jnp.array(RATIOS), jnp.geomspace(5e-4, 0.15, NOISES)
-    covariance = jnp.eye(count) + ratios[:, None, None] ** 2 * walk
-    inverse = jnp.linalg.inv(covariance)
-    log_determinant = jnp.linalg.slogdet(covariance)[1]
-
-    l0 = jnp.linspace(MIDDLE_MEAN - 4 * MIDDLE_SD, MIDDLE_MEAN + 4 * MIDDLE_SD, GRID)
-    log_q = jnp.log(WIDTH_CENTER) + WIDTH_LOG_SD * jnp.linspace(-4, 4, GRID)
-    shape = jax.nn.sigmoid((loss - l0[:, None, None]) / jnp.exp(log_q)[:, None]) / error
-    # Axes: l0, q, k, sigma. The asymptote is Gaussian given these: 1 = eps shape + noise.
-    solved = jnp.einsum("abn,knm->abkm", shape, inverse)
-    precision = jnp.einsum("abkm,abm->abk", solved, shape)[..., None] / sigmas**2 + 1 / sd**2
-    moment = solved.sum(-1)[..., None] / sigmas**2 + mean / sd**2
-    squares = inverse.sum((1, 2))[:, None] / sigmas**2
-    log_sigma, tau = jnp.log(sigmas), ratios[:, None] * sigmas
-    log_weight = (
-        -count * log_sigma
-        - log_determinant[:, None] / 2
-        - (squares - moment**2 / precision) / 2
-        - jnp.log(precision) / 2
-        - (((l0 - MIDDLE_MEAN) / MIDDLE_SD) ** 2 / 2)[:, None, None, None]
-        - (((log_q - jnp.log(WIDTH_CENTER)) / WIDTH_LOG_SD) ** 2 / 2)[:, None, None]
-        - (log_sigma - jnp.log(NOISE_CENTER)) ** 2 / 2
-        - (tau / DISCREPANCY_SCALE) ** 2 / 2
-        + jnp.log(sigmas * jnp.maximum(ratios, 0.35)[:, None])
-    )
-    weight = jnp.exp(log_weight - log_weight.max()).ravel()
-    below_node = jnp.cumsum(weight) / weight.sum()
     unit = lattice(DRAWS, 4)
-    node = jnp.minimum(jnp.searchsorted(below_node, unit[:, 0]), weight.size - 1)
-    a, b, k, s = jnp.unravel_index(node, log_weight.shape)
+    weight = np.cumsum(np.exp(log_weight - log_weight.max()))
+    node = np.searchsorted(weight, weight[-1] * unit[:, 0])
+    i, j, k, s = np.unravel_index(np.minimum(node, weight.size - 1), log_weight.shape)
     # Spread the draws over their cells, so that predictions are not a comb.
-    l0s = l0[a] + (l0[1] - l0[0]) * (unit[:, 1] - 0.5)
-    qs = jnp.exp(log_q[b] + (log_q[1] - log_q[0]) * (unit[:, 2] - 0.5))
-    at = jax.nn.sigmoid((loss - l0s[:, None]) / qs[:, None]) / error
-    solved = jnp.einsum("sn,snm->sm", at, inverse[k])
-    precision = (solved * at).sum(1) / sigmas[s] ** 2 + 1 / sd**2
-    center = (solved.sum(1) / sigmas[s] ** 2 + mean / sd**2) / precision
-    eps = center + jax.scipy.special.ndtri(unit[:, 3]) / jnp.sqrt(precision)
-    eps = jnp.clip(eps, 1e-3, 1.0)
-    off = -jnp.log(eps[:, None] * at)
-    drift = ratios[k][:, None] ** 2 * jnp.einsum("sn,snm->sm", off, inverse[k])
-    return _Posterior(eps, l0s, qs, sigmas[s], ratios[k], drift, inverse, k)
+    middle = l0[i] + (l0[1] - l0[0]) * (unit[:, 1] - 0.5)
+    q = np.exp(log_q[j] + (log_q[1] - log_q[0]) * (unit[:, 2] - 0.5))
+    sigma = SIGMAS[s]
+    shape = expit((loss - middle[:, None]) / q[:, None]) / error
+    turned, ones = shape @ vectors, vectors.sum(0)
+    precision = (turned**2 / variances[k]).sum(1) / sigma**2 + 1 / sd**2
+    moment = (turned * ones / variances[k]).sum(1) / sigma**2 + mean / sd**2
+    eps = np.clip(moment / precision + ndtri(unit[:, 3]) / np.sqrt(precision), 1e-3, 1.0)
+    left = -np.log(eps[:, None] * shape) @ vectors
+    return ErrorPosterior(loss, np.maximum(values, 0.0), vectors, eps, middle, q, sigma, k, left)
 
 
-@jax.jit
-def _errors(posterior: _Posterior, fitted: Array, loss: Float[Array, "draws"]) -> Array:
-    """A draw of the error for each draw of the posterior and the loss that goes with it."""
-    p = posterior
-    law = p.eps * jax.nn.sigmoid((loss - p.l0) / p.q)
-    below, fitted = fitted.max() - loss, fitted.max() - fitted
-    # Losses above the fitted ones lie on the other, independent side of the walk.
-    cross = jnp.where(below[:, None] > 0, jnp.minimum(below[:, None], fitted), 0.0)
-    mean = (cross * p.drift).sum(1)
-    known = jnp.einsum("sn,snm,sm->s", cross, p.inverse[p.index], cross)
-    spread = p.ratio**2 * (jnp.abs(below) - p.ratio**2 * known)
-    normal = jax.scipy.special.ndtri(_shuffled())
-    change = mean + p.sigma * jnp.sqrt(1 + jnp.maximum(spread, 0.0)) * normal
-    return jnp.clip(law * jnp.exp(change), 0.0, 1.0)
+def shocks(step: float = LOSS_STEP) -> Float[np.ndarray, "draws"]:
+    """Probabilities for draws of a quantity that is uncertain on its own, in shuffled order."""
+    return (0.5 + np.arange(1, DRAWS + 1) * step) % 1.0
 
 
-@functools.cache
-def _shuffled() -> np.ndarray:
-    return np.asarray((0.5 + np.arange(1, DRAWS + 1) * 0.7548776662466927) % 1.0)
+def _log_weight(
+    loss: Float[np.ndarray, "n"],
+    error: Float[np.ndarray, "n"],
+    vectors: Float[np.ndarray, "n n"],
+    variances: Float[np.ndarray, "k n"],
+    l0: Float[np.ndarray, "grid"],
+    log_q: Float[np.ndarray, "grid"],
+    mean: float,
+    sd: float,
+) -> Float[np.ndarray, "grid grid k sigma"]:
+    """Log posterior of the nodes. The asymptote is Gaussian given these: 1 = eps shape + noise."""
+    shape = expit((loss - l0[:, None, None]) / np.exp(log_q)[:, None]) / error
+    turned, ones = shape @ vectors, vectors.sum(0)
+    precision = (turned**2 @ (1 / variances).T)[..., None] / SIGMAS**2 + 1 / sd**2
+    moment = (turned @ (ones / variances).T)[..., None] / SIGMAS**2 + mean / sd**2
+    misfit = (ones**2 / variances).sum(1)[:, None] / SIGMAS**2
+    tau = RATIOS[:, None] * SIGMAS
+    of_noise = (
+        -len(loss) * np.log(SIGMAS)
+        - np.log(variances).sum(1)[:, None] / 2
+        - misfit / 2
+        - np.log(SIGMAS / NOISE_CENTER) ** 2 / 2
+        - (tau / DISCREPANCY_SCALE) ** 2 / 2
+        + np.log(SIGMAS * np.maximum(RATIOS, 0.35)[:, None])
+    )
+    of_shape = ((l0 - MIDDLE_MEAN) / MIDDLE_SD)[:, None] ** 2
+    of_shape = of_shape + ((log_q - np.log(WIDTH_CENTER)) / WIDTH_LOG_SD) ** 2
+    fitted = moment**2 / precision - np.log(precision)
+    return fitted / 2 + of_noise - of_shape[:, :, None, None] / 2

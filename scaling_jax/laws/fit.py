@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 from jaxtyping import ArrayLike, Float
@@ -109,9 +108,7 @@ class Fit:
 
     def evaluate(self, x: Float[np.ndarray, "inputs m"]) -> Float[np.ndarray, "m"]:
         """The fitted law at an array of inputs, in the order of the form's."""
-        with solver.float64():
-            theta = solver.to_natural(self.form, jnp.asarray(self.coordinates))
-            return np.asarray(self.form.evaluate(theta, jnp.asarray(x)))
+        return solver.evaluate(self.form, solver.natural(self.form, self.coordinates), x)
 
     def predict(
         self, *, level: float = 0.9, method: str = "calibrated", **inputs: ArrayLike
@@ -134,9 +131,11 @@ class Fit:
         low, high = distribution.interval(level)
         parts = self.evaluate(x), low, high, distribution.center()
         value, low, high, center = (_shaped(part, shape) for part in parts)
-        return Prediction(value, low, high, center, level, tuple(self._cautions(x)))
+        return Prediction(value, low, high, center, level, self.cautions(x))
 
-    def predictive(self, x: Float[np.ndarray, "inputs m"], method: str) -> Predictive:
+    def predictive(
+        self, x: Float[np.ndarray, "inputs m"], method: str = "calibrated"
+    ) -> Predictive:
         """The distribution of a measurement at each of `x`.
 
         Raises:
@@ -182,8 +181,7 @@ class Fit:
             ends = [
                 np.clip(self.coordinates + s * reach, self.box.low, self.box.high) for s in (-1, 1)
             ]
-            with solver.float64(), np.errstate(over="ignore"):
-                low, high = (np.asarray(solver.to_natural(self.form, end)) for end in ends)
+            low, high = (solver.natural(self.form, end) for end in ends)
         else:
             parameters = self.resamples(method).parameters
             low, high = np.quantile(parameters, [(1 - level) / 2, (1 + level) / 2], axis=0)
@@ -278,14 +276,14 @@ class Fit:
         scale = np.sqrt(variance + noise**2) / value
         return LogStudentT(np.log(np.maximum(value, 1e-12)), scale, self.degrees)
 
-    def _cautions(self, x: Float[np.ndarray, "inputs m"]) -> list[str]:
+    def cautions(self, x: Float[np.ndarray, "inputs m"]) -> tuple[str, ...]:
         """Why predictions at `x` deserve less trust, in sentences."""
         seen = {tuple(np.round(np.log(point), 6)) for point in self.observations.x.T}
         found = []
         if any(tuple(np.round(np.log(point), 6)) in seen for point in x.T):
             found.append("a run at this point is among the fitted ones")
         if self.form.inputs[:2] != ("params", "tokens"):
-            return found
+            return tuple(found)
         decades = np.log10(6 * x[0] * x[1]).max() - np.log10(self.observations.flops.max())
         if decades > FAR_DECADES:
             found.append(f"{decades:.1f} decades of compute beyond the largest fitted run")
@@ -295,7 +293,7 @@ class Fit:
                 f"token multipliers were fitted from {fitted.min():.3g} to {fitted.max():.3g}, "
                 f"this asks for {asked.min():.3g} to {asked.max():.3g}"
             )
-        return found
+        return tuple(found)
 
 
 def fit(
@@ -330,7 +328,7 @@ def fit(
     held = _pins(form, chance, pinned)
     observations, found = gather(form, table, target, loss, weights)
     if objective is None:
-        objective = least_squares("linear" if form.inputs == ("loss",) else "log")
+        objective = least_squares("linear" if "loss" in form.inputs else "log")
     box = solver.Box.of(form, held)
     return _fit(form, objective, observations, box, found, starts)
 
@@ -355,9 +353,7 @@ def _fit(
         raise UserError(f"law '{form.name}': no start gave a finite objective for '{y[:3]}...'")
     if norm > identification.GRADIENT_TOLERANCE * max(np.sqrt(cost), 1e-6):
         u, cost, norm = solver.polish(form, objective, x, y, w, box, u)
-    with solver.float64():
-        natural = np.asarray(solver.to_natural(form, jnp.asarray(u)))
-    parameters = {name: float(v) for name, v in zip(form.names, natural, strict=True)}
+    parameters = dict(zip(form.names, map(float, solver.natural(form, u)), strict=True))
     jacobian = identification.relative_jacobian(form, objective, u, x, y, w, box)
     diagnostics = Diagnostics(
         objective=cost,

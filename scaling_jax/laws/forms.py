@@ -25,6 +25,8 @@ from jaxtyping import Array, ArrayLike
 from scaling_jax.errors import UserError, nearest
 
 Values = Mapping[str, Array]
+# The input of a joint law of several groups that numbers the group, from 1.
+GROUP = "group"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,6 +129,29 @@ def _kaplan(p: Values, x: Values) -> Array:
     return jnp.exp(p["alpha_D"] * jnp.logaddexp(ratio * by_params, by_tokens))
 
 
+def _data_constrained(p: Values, x: Values) -> Array:
+    unique = jnp.minimum(x["unique_tokens"], x["tokens"])
+    # The params that would be compute-optimal for the unique tokens; more than that are "repeated".
+    ratio = jnp.log(p["alpha"] * p["A"]) - jnp.log(p["beta"] * p["B"])
+    optimal = jnp.exp((ratio + p["beta"] * jnp.log(unique)) / p["alpha"])
+    needed = jnp.minimum(optimal, x["params"])
+    params = _with_repetition(x["params"], needed, p["R_N"])
+    tokens = _with_repetition(x["tokens"], unique, p["R_D"])
+    return _chinchilla(p, {"params": params, "tokens": tokens})
+
+
+def _with_repetition(total: Array, unique: Array, decay: Array) -> Array:
+    """What `total` is worth: every repetition of `unique` a constant factor less than the last."""
+    repetitions = total / unique - 1
+    return unique * (1 - decay * jnp.expm1(-repetitions / decay))
+
+
+def _broken_power_law(p: Values, x: Values) -> Array:
+    log_flops = jnp.log(x["flops_6nd"])
+    bend = jnp.logaddexp(0.0, (log_flops - jnp.log(p["d1"])) / p["f1"])
+    return p["a"] + p["b"] * jnp.exp(-p["c0"] * log_flops - p["c1"] * p["f1"] * bend)
+
+
 def _exponential(p: Values, x: Values) -> Array:
     return p["eps"] - p["k"] * jnp.exp(-p["gamma"] * x["loss"])
 
@@ -164,6 +189,38 @@ KAPLAN = Form(
     source="Kaplan et al. 2020, eq. 1.5: ((N_c/N)^(alpha_N/alpha_D) + D_c/D)^alpha_D",
 )
 
+DATA_CONSTRAINED = Form(
+    name="data_constrained",
+    inputs=("params", "tokens", "unique_tokens"),
+    parameters=(
+        offset("E"),
+        Parameter("A", 1e-12, math.inf, positive=True, starts=(1e1, 1e5)),
+        Parameter("B", 1e-12, math.inf, positive=True, starts=(1e1, 1e5)),
+        exponent("alpha", (0.15, 0.7)),
+        exponent("beta", (0.15, 0.7)),
+        Parameter("R_D", 1e-2, 1e6, positive=True, starts=(1.0, 60.0)),
+        Parameter("R_N", 1e-2, 1e6, positive=True, starts=(1.0, 60.0)),
+    ),
+    function=_data_constrained,
+    source="Muennighoff et al. 2023, eq. 5-7: Chinchilla's law of N' and D', which grow ever less "
+    "as N passes what is optimal for the unique tokens and D passes these",
+)
+
+BROKEN_POWER_LAW = Form(
+    name="broken_power_law",
+    inputs=("flops_6nd",),
+    parameters=(
+        offset("a"),
+        factor("b"),
+        exponent("c0", (0.02, 0.5)),
+        Parameter("c1", -5.0, 5.0, positive=False, starts=(-0.3, 0.5)),
+        Parameter("d1", 1.0, 1e40, positive=True, starts=(1e12, 1e24)),
+        Parameter("f1", 1e-2, 1e2, positive=True, starts=(0.1, 2.0)),
+    ),
+    function=_broken_power_law,
+    source="Caballero et al. 2023, eq. 1 with one break: a + b C^-c0 (1 + (C/d1)^(1/f1))^(-c1 f1)",
+)
+
 EXPONENTIAL = Form(
     name="exponential",
     inputs=("loss",),
@@ -188,7 +245,9 @@ SIGMOID = Form(
     source="the second step of Bhagia et al. 2024: eps / (1 + exp((l0 - L) / q))",
 )
 
-FORMS = {form.name: form for form in (OVER_TRAINING, CHINCHILLA, KAPLAN, EXPONENTIAL, SIGMOID)}
+LOSS_FORMS = (OVER_TRAINING, CHINCHILLA, KAPLAN, DATA_CONSTRAINED, BROKEN_POWER_LAW)
+ERROR_FORMS = (EXPONENTIAL, SIGMOID)
+FORMS = {form.name: form for form in (*LOSS_FORMS, *ERROR_FORMS)}
 
 
 def named(law: str | Form) -> Form:

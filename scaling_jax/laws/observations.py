@@ -9,7 +9,7 @@ from jaxtyping import ArrayLike, Float
 
 from scaling_jax import records
 from scaling_jax.errors import UserError, nearest
-from scaling_jax.laws.forms import Form
+from scaling_jax.laws.forms import GROUP, Form
 
 FEWEST = 3
 # Runs closer than this (relative) are the same point.
@@ -126,7 +126,7 @@ def _oddities(form: Form, observations: Observations) -> list[str]:
     if repeated.any():
         row = int(np.flatnonzero(repeated)[0])
         found.append(f"{int(repeated.sum())} rows repeat another one, number {row + 1} the first")
-    if "params" in form.inputs:
+    if "loss" not in form.inputs and GROUP not in form.inputs:
         rank = pd.Series(observations.flops).rank().corr(pd.Series(y).rank())
         if rank > 0:
             found.append(f"{target} rises with compute (rank correlation {rank:.2f})")

@@ -9,6 +9,9 @@ from scipy.special import stdtrit
 
 from scaling_jax.errors import UserError
 
+# Student's t with so many degrees of freedom is normal.
+NORMAL_DEGREES = 1e6
+
 
 class Predictive(Protocol):
     """A distribution at each of m targets."""
@@ -19,6 +22,10 @@ class Predictive(Protocol):
 
     def center(self) -> Float[np.ndarray, "m"]:
         """The median at each target."""
+        ...
+
+    def quantiles(self, probabilities: Float[np.ndarray, "k"]) -> Float[np.ndarray, "k m"]:
+        """Quantiles at each target."""
         ...
 
 
@@ -40,6 +47,11 @@ class LogStudentT:
         """The median."""
         return np.exp(self.mean)
 
+    def quantiles(self, probabilities: Float[np.ndarray, "k"]) -> Float[np.ndarray, "k m"]:
+        """Quantiles at each target."""
+        unit = stdtrit(min(self.degrees, NORMAL_DEGREES), probabilities)
+        return np.exp(self.mean + self.scale * unit[:, None])
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Draws:
@@ -56,6 +68,10 @@ class Draws:
         """The median."""
         return np.nanmedian(self.values, axis=0)
 
+    def quantiles(self, probabilities: Float[np.ndarray, "k"]) -> Float[np.ndarray, "k m"]:
+        """Quantiles at each target."""
+        return np.nanquantile(self.values, probabilities, axis=0)
+
 
 def student_t_quantile(level: float, degrees: float) -> float:
     """Half the width of the central interval of Student's t; infinite without degrees.
@@ -63,6 +79,11 @@ def student_t_quantile(level: float, degrees: float) -> float:
     Raises:
       UserError: the level is not between 0 and 1.
     """
+    check_level(level)
+    return float(stdtrit(degrees, (1 + level) / 2)) if degrees > 0 else np.inf
+
+
+def check_level(level: float) -> None:
+    """Raises a UserError if `level` is not between 0 and 1."""
     if not 0 < level < 1:
         raise UserError(f"level={level}: the level of an interval is between 0 and 1")
-    return float(stdtrit(degrees, (1 + level) / 2)) if degrees > 0 else np.inf

@@ -5,29 +5,46 @@ Everything is float64, whatever the caller's setting, and nothing global is chan
 There are no line searches: under `vmap` every lane would pay for the slowest.
 """
 
+import contextlib
 import dataclasses
 import functools
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
+from scaling_jax.laws import projection
 from scaling_jax.laws.forms import Form
 from scaling_jax.laws.objectives import Objective
 
 STARTS = 64
 ITERATIONS = 200
+# A descent ends when it expects to lower the objective by less than this, relatively.
+CONVERGED = 1e-18
+ROUNDING = 1e-14
+# Descents that run side by side.
+LANES = 64
 # A start has reached the optimum if its objective is within this relative distance of the best.
 SAME_OPTIMUM = 1e-6
 
 
-def float64() -> Any:
-    """A context in which JAX computes in float64."""
-    return jax.enable_x64(True)
+@contextlib.contextmanager
+def float64() -> Iterator[None]:
+    """A context in which JAX computes in float64, on the host: fits are small, TPUs have none."""
+    with jax.enable_x64(True), jax.default_device(_host()):
+        yield
+
+
+@functools.cache
+def _host() -> Any:
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:  # JAX was told not to have this platform
+        return None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,9 +104,19 @@ def multistart(
     The starts spread evenly over the ranges of the nonlinear parameters; the linear ones are solved
     for at each. `x`, `box` and the thresholds of `objective` may be common to all problems.
     """
-    with float64():
-        problems = _problems(form, objective, x, y, weights, box)
-        return _solution(form, _multistart(form, *problems, _spread(form, starts)), len(y))
+    count = len(y)
+    objective, x, y, weights, box = _batch(objective, x, y, weights, box)
+    points = projection.spread(form, starts)
+    start = projection.project(form, objective, points, x, y, weights, box.low, box.high)
+    lane = np.repeat(np.arange(count), starts)
+    found = _lanes(
+        form, ITERATIONS, start.reshape(len(lane), -1), lane, objective, x, y, weights, box
+    )
+    u, cost, norm = (part.reshape(count, starts, *part.shape[1:]) for part in found)
+    cost = np.where(np.isfinite(cost), cost, np.inf)
+    best = (np.arange(count), np.argmin(cost, axis=1))
+    reached = cost <= cost[best][:, None] * (1 + SAME_OPTIMUM) + 1e-20
+    return _solution(form, u[best], cost[best], norm[best], reached.mean(axis=1))
 
 
 def refit(
@@ -103,12 +130,11 @@ def refit(
     iterations: int = ITERATIONS,
 ) -> Solution:
     """The optimum of each problem downhill from `start` (solver coordinates): for resamples."""
-    with float64():
-        problems = _problems(form, objective, x, y, weights, box)
-        length = len(problems[2])
-        start = np.broadcast_to(start, (len(y), len(form.parameters)))
-        start = start[np.minimum(np.arange(length), len(y) - 1)]
-        return _solution(form, _refit(form, iterations, start, *problems), len(y))
+    count = len(y)
+    start = np.broadcast_to(start, (count, len(form.parameters)))
+    batch = _batch(objective, x, y, weights, box)
+    found = _lanes(form, iterations, start, np.arange(count), *batch)
+    return _solution(form, *found, np.ones(count))
 
 
 def polish(
@@ -157,6 +183,24 @@ def to_natural(form: Form, coordinates: Array) -> Array:
     return jnp.where(positive, jnp.exp(jnp.where(positive, coordinates, 0.0)), coordinates)
 
 
+def evaluate(
+    form: Form, parameters: Float[np.ndarray, "*many p"], x: Float[np.ndarray, "inputs m"]
+) -> Float[np.ndarray, "*many m"]:
+    """The law with each of `parameters` (natural units) at `x`."""
+    many, count = parameters.shape[:-1], x.shape[1]
+    flat = parameters.reshape(-1, parameters.shape[-1])
+    with float64():
+        values = np.asarray(_evaluate(form, flat, lengthened(x, bucket(count))))
+    return values[:, :count].reshape(*many, count)
+
+
+def natural(form: Form, coordinates: Float[np.ndarray, "*many p"]) -> np.ndarray:
+    """`to_natural` without JAX."""
+    positive = np.array([parameter.positive for parameter in form.parameters])
+    with np.errstate(over="ignore"):
+        return np.where(positive, np.exp(coordinates), coordinates)
+
+
 def residuals(form: Form, objective: Objective, u: Array, x: Array, y: Array) -> Float[Array, "n"]:
     """Residuals at coordinates `u`."""
     return objective.residuals(form.evaluate(to_natural(form, u), x), y)
@@ -169,83 +213,84 @@ def total_cost(
     return jnp.sum(weights * objective.costs(residuals(form, objective, u, x, y)))
 
 
-def _spread(form: Form, count: int) -> Float[np.ndarray, "count p"]:
-    """Evenly spread starting values in natural units (a Kronecker sequence); 0 where linear."""
-    nonlinear = [parameter for parameter in form.parameters if parameter.starts]
-    # The generalised golden ratio, the root of g^(d+1) = g + 1 (Roberts 2018).
-    golden = 1.5
-    for _ in range(50):
-        golden = (1 + golden) ** (1 / (len(nonlinear) + 1))
-    points = np.zeros((count, len(form.parameters)))
-    for j, parameter in enumerate(nonlinear, start=1):
-        assert parameter.starts is not None
-        unit = (0.5 + np.arange(1, count + 1) * golden**-j) % 1.0
-        low, high = parameter.starts
-        values = low * (high / low) ** unit if parameter.positive else low + (high - low) * unit
-        points[:, form.names.index(parameter.name)] = values
-    return points
+def bucket(count: int) -> int:
+    """A length that few compilations serve: the next power of two, 8 at least."""
+    return max(8, 1 << (count - 1).bit_length())
 
 
-def _problems(
+def lengthened(values: np.ndarray, length: int, fill: float | None = None) -> np.ndarray:
+    """`values` made longer along the last axis by `fill`, or by their last entries."""
+    extra = [(0, 0)] * (values.ndim - 1) + [(0, length - values.shape[-1])]
+    return (
+        np.pad(values, extra, mode="edge")
+        if fill is None
+        else np.pad(values, extra, constant_values=fill)
+    )
+
+
+def _batch(
+    objective: Objective, x: np.ndarray, y: np.ndarray, weights: np.ndarray, box: Box
+) -> tuple[Objective, np.ndarray, np.ndarray, np.ndarray, Box]:
+    """The problems with thresholds and bounds given their axis, filled up by points of no weight.
+
+    So that fits to 9 and to 16 points share a compilation.
+    """
+    count, length = y.shape[0], bucket(y.shape[1])
+    sides = (np.broadcast_to(side, (count, side.shape[-1])) for side in (box.low, box.high))
+    delta, below = (
+        np.broadcast_to(np.asarray(part, float), (count,))
+        for part in (objective.delta, objective.below)
+    )
+    objective = dataclasses.replace(objective, delta=delta, below=below)
+    x, y = lengthened(np.asarray(x, float), length), lengthened(np.asarray(y, float), length)
+    weights = lengthened(np.asarray(weights, float), length, 0.0)
+    return objective, x, y, weights, Box(*sides)
+
+
+def _lanes(
     form: Form,
+    iterations: int,
+    start: Float[np.ndarray, "lanes p"],
+    problem: Int[np.ndarray, "lanes"],
     objective: Objective,
     x: np.ndarray,
     y: np.ndarray,
     weights: np.ndarray,
     box: Box,
-) -> tuple[Any, ...]:
-    """The batch with every part given its problem axis, filled to a length that compiles once."""
-    count = len(y)
-    # Few lengths, so that single fits, families and small batches share a compilation.
-    length = max(4, 1 << (count - 1).bit_length()) if count <= 64 else count
-    pick = np.minimum(np.arange(length), count - 1)
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Descends from each start in its problem, LANES at a time: they all run until the last stops.
 
-    def batch(part: Any, rank: int) -> np.ndarray:
-        part = np.asarray(part, float)
-        if part.ndim == rank:
-            part = np.broadcast_to(part, (count, *part.shape))
-        return part[pick]
-
-    objective = dataclasses.replace(
-        objective, delta=batch(objective.delta, 0), below=batch(objective.below, 0)
-    )
-    if x.ndim == 3:
-        x = x[pick]
-    return objective, x, y[pick], weights[pick], batch(box.low, 1), batch(box.high, 1)
+    One compilation serves single fits, resamples and families alike.
+    """
+    found = []
+    with float64():
+        for first in range(0, len(problem), LANES):
+            lanes = np.minimum(np.arange(first, first + LANES), len(problem) - 1)
+            own = problem[lanes]
+            parts = (y[own], weights[own], box.low[own], box.high[own])
+            thresholds = jax.tree.map(lambda part, own=own: part[own], objective)
+            at = x[own] if x.ndim == 3 else x
+            found.append(_descend_all(form, iterations, start[lanes], thresholds, at, *parts))
+    joined = (np.concatenate(parts)[: len(problem)] for parts in zip(*found, strict=True))
+    u, cost, norm = joined
+    return u, cost, norm
 
 
-def _solution(form: Form, found: tuple[Array, ...], count: int) -> Solution:
-    u, cost, gradient_norm, share = found
-    parts = (u, to_natural(form, u), cost, gradient_norm, share)
-    return Solution(*(np.asarray(part)[:count] for part in parts))
+def _solution(
+    form: Form, u: np.ndarray, cost: np.ndarray, norm: np.ndarray, share: np.ndarray
+) -> Solution:
+    return Solution(u, natural(form, u), cost, norm, share)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _multistart(
+def _evaluate(form: Form, parameters: Array, x: Array) -> Array:
+    return jax.vmap(form.evaluate, in_axes=(0, None))(parameters, x)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _descend_all(
     form: Form,
-    objective: Objective,
-    x: Array,
-    y: Array,
-    weights: Array,
-    low: Array,
-    high: Array,
-    points: Array,
-) -> tuple[Array, ...]:
-    def one(*problem: Any) -> tuple[Array, ...]:
-        starts = jax.vmap(lambda point: _project(form, point, *problem))(points)
-        u, cost, norm = jax.vmap(lambda start: _descend(form, ITERATIONS, start, *problem))(starts)
-        best = jnp.argmin(jnp.where(jnp.isfinite(cost), cost, jnp.inf))
-        reached = cost <= cost[best] * (1 + SAME_OPTIMUM) + 1e-20
-        return u[best], cost[best], norm[best], reached.mean()
-
-    axes = (0, 0 if x.ndim == 3 else None, 0, 0, 0, 0)
-    return jax.vmap(one, in_axes=axes)(objective, x, y, weights, low, high)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _refit(
-    form: Form,
-    iterations: int,
+    iterations: Array,
     start: Array,
     objective: Objective,
     x: Array,
@@ -253,55 +298,10 @@ def _refit(
     weights: Array,
     low: Array,
     high: Array,
-) -> tuple[Array, ...]:
-    def one(start: Array, *problem: Any) -> tuple[Array, ...]:
-        return *_descend(form, iterations, start, *problem), jnp.ones(())
-
+) -> tuple[Array, Array, Array]:
+    descend = functools.partial(_descend, form, iterations)
     axes = (0, 0, 0 if x.ndim == 3 else None, 0, 0, 0, 0)
-    return jax.vmap(one, in_axes=axes)(start, objective, x, y, weights, low, high)
-
-
-def _project(
-    form: Form,
-    point: Float[Array, "p"],
-    objective: Objective,
-    x: Array,
-    y: Array,
-    weights: Array,
-    low: Array,
-    high: Array,
-) -> Float[Array, "p"]:
-    """Solver coordinates of a start: linear parameters by bounded least squares, given the rest."""
-    positive = np.array([parameter.positive for parameter in form.parameters])
-    lows, highs = (jnp.where(positive, jnp.exp(bound), bound) for bound in (low, high))
-    is_linear = np.array([parameter.starts is None for parameter in form.parameters])
-    columns = np.flatnonzero(is_linear)
-    point = jnp.where(is_linear, 0.0, jnp.clip(point, lows, highs))
-    if columns.size:
-        # The law is affine in these, so its Jacobian anywhere is the regression matrix.
-        constant = form.evaluate(point, x)
-        slopes = jax.jacfwd(lambda c: form.evaluate(point.at[columns].set(c), x))
-        matrix = slopes(jnp.zeros(columns.size))
-        scale = weights / (y**2 if objective.residual == "log" else jnp.ones_like(y))
-        gram = matrix.T @ (scale[:, None] * matrix)
-        moment = matrix.T @ (scale * (y - constant))
-        solved = _bounded_least_squares(gram, moment, lows[columns], highs[columns])
-        point = point.at[columns].set(solved)
-    return jnp.clip(jnp.where(positive, jnp.log(jnp.maximum(point, 1e-12)), point), low, high)
-
-
-def _bounded_least_squares(gram: Array, moment: Array, low: Array, high: Array) -> Array:
-    """Minimises c'Gc/2 - m'c within the bounds, by cyclic coordinate descent."""
-    unit = jnp.sqrt(jnp.diagonal(gram)) + 1e-300
-    gram, moment, low, high = gram / unit[:, None] / unit, moment / unit, low * unit, high * unit
-    size = len(moment)
-    start = _solve(gram + 1e-10 * jnp.eye(size), moment)
-
-    def improve(count: Array, c: Array) -> Array:
-        j = count % size
-        return c.at[j].set(jnp.clip(c[j] + moment[j] - gram[j] @ c, low[j], high[j]))
-
-    return jax.lax.fori_loop(0, 50 * size, improve, jnp.clip(start, low, high)) / unit
+    return jax.vmap(descend, in_axes=axes)(start, objective, x, y, weights, low, high)
 
 
 def _solve(matrix: Float[Array, "p p"], vector: Float[Array, "p"]) -> Float[Array, "p"]:
@@ -310,17 +310,19 @@ def _solve(matrix: Float[Array, "p p"], vector: Float[Array, "p"]) -> Float[Arra
     Unlike the library's factorisations it runs on all lanes of a batch at once.
     """
 
-    def eliminate(k: Array, rows: Array) -> Array:
-        pivot = rows[k] / rows[k, k]
-        return (rows - rows[:, k][:, None] * pivot).at[k].set(pivot)
+    def eliminate(_: Array, rows: Array) -> Array:
+        # Rows and columns move round, so that the pivot is always the first.
+        pivot = rows[0] / rows[0, 0]
+        rest = rows[1:] - rows[1:, :1] * pivot
+        return jnp.roll(jnp.concatenate([rest, pivot[None]]), -1, axis=1)
 
     augmented = jnp.concatenate([matrix, vector[:, None]], axis=1)
-    return jax.lax.fori_loop(0, len(vector), eliminate, augmented)[:, -1]
+    return jax.lax.fori_loop(0, len(vector), eliminate, augmented)[:, 0]
 
 
 def _descend(
     form: Form,
-    iterations: int,
+    iterations: Array,
     start: Float[Array, "p"],
     objective: Objective,
     x: Array,
@@ -335,9 +337,12 @@ def _descend(
     gradient pushes outwards.
     """
 
-    def quadratic(u: Array) -> tuple[Array, Array, Array]:
+    def with_residuals(u: Array) -> tuple[Array, Array]:
         r = residuals(form, objective, u, x, y)
-        jacobian = jax.jacfwd(lambda at: residuals(form, objective, at, x, y))(u)
+        return r, r
+
+    def quadratic(u: Array) -> tuple[Array, Array, Array]:
+        jacobian, r = jax.jacfwd(with_residuals, has_aux=True)(u)
         cost = jnp.sum(weights * objective.costs(r))
         gradient = jacobian.T @ (weights * objective.slopes(r))
         hessian = (jacobian.T * (weights * objective.curvatures(r))) @ jacobian
@@ -348,7 +353,7 @@ def _descend(
             jnp.where(held[:, None] | held, 0.0, hessian),
         )
 
-    def step(state: tuple[Array, ...]) -> tuple[Array, ...]:
+    def step(state: Any) -> Any:
         count, u, damping, _, (cost, gradient, hessian) = state
         diagonal = jnp.diagonal(hessian)
         root = jnp.sqrt(jnp.where(diagonal > 0, diagonal, 1.0))
@@ -356,15 +361,16 @@ def _descend(
         move = -_solve(scaled, gradient / root) / root
         trial = jnp.clip(u + jnp.clip(move, -5.0, 5.0), low, high)
         tried = quadratic(trial)
-        better = tried[0] < cost
+        # Near the optimum rounding hides what a step gains; the gradient still knows the way.
+        better = tried[0] <= cost * (1 + ROUNDING)
         expected = -gradient @ move
-        done = (expected <= 1e-14 * cost + 1e-30) & jnp.isfinite(cost) | (damping > 1e12)
+        done = (expected <= CONVERGED * cost + 1e-30) & jnp.isfinite(cost) | (damping > 1e12)
         damping = jnp.where(better, jnp.maximum(damping / 8, 1e-14), damping * 4)
         pick = functools.partial(jnp.where, better)
         model = jax.tree.map(pick, tried, (cost, gradient, hessian))
         return count + 1, pick(trial, u), damping, done, model
 
-    def unfinished(state: tuple[Array, ...]) -> Array:
+    def unfinished(state: Any) -> Array:
         return (state[0] < iterations) & ~state[3]
 
     # Before the first step, which stays at the start and is accepted, nothing is known.

@@ -35,6 +35,7 @@ class LayerNorm(nnx.Module):
         self.gain = nnx.Param(jnp.ones(width), out_sharding=("gain",))
 
     def __call__(self, x: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
+        """Normalises `x`."""
         exact = x.astype(jnp.float32)
         centred = exact - exact.mean(axis=-1, keepdims=True)
         variance = jnp.square(centred).mean(axis=-1, keepdims=True)
@@ -59,6 +60,7 @@ class Attention(nnx.Module):
     def __call__(
         self, x: Float[Array, "batch length width"], rotation: Rotation
     ) -> Float[Array, "batch length width"]:
+        """Mixes each position of `x` with those before it."""
         # Left in the order the product has them: moving the axis of three would copy everything.
         qkv = jnp.einsum("btd,dce->btce", x, self.qkv[...].astype(x.dtype))
         qkv = constrain(qkv, "batch", "length", "qkv", "heads")
@@ -85,6 +87,7 @@ class FeedForward(nnx.Module):
         self.down = _normal(key_out, (hidden, width), _scale(hidden, depth), ("mlp", "embed"))
 
     def __call__(self, x: Float[Array, "batch length width"]) -> Float[Array, "batch length width"]:
+        """Transforms each position of `x` by itself."""
         both = jnp.einsum("btd,dch->btch", x, self.gate_up[...].astype(x.dtype))
         both = constrain(both, "batch", "length", "gate_up", "mlp")
         return (jax.nn.silu(both[:, :, 0]) * both[:, :, 1]) @ self.down[...].astype(x.dtype)
@@ -103,6 +106,7 @@ class Block(nnx.Module):
     def __call__(
         self, x: Float[Array, "batch length width"], rotation: Rotation
     ) -> Float[Array, "batch length width"]:
+        """Passes `x` through the layer."""
         x = x + self.attention(self.attention_norm(x), rotation)
         x = x + self.feed_forward(self.feed_forward_norm(x))
         return constrain(x, "batch", "length", "activation")
@@ -154,6 +158,7 @@ class Transformer(nnx.Module):
     def __call__(
         self, tokens: Int[Array, "batch length"]
     ) -> Float32[Array, "batch length vocabulary"]:
+        """Logits of the token that follows each position."""
         hidden = self.hidden(tokens)
         logits = hidden @ self.output[...].astype(hidden.dtype)
         return constrain(logits, "batch", "length", "vocabulary").astype(jnp.float32)
@@ -215,7 +220,7 @@ def rotate(
 
 
 def _scale(fan_in: int, depth: Int[Array, ""] | None = None) -> Float[Array, ""] | float:
-    """Standard deviation of an initial weight; outputs into the residual shrink with their depth."""
+    """Standard deviation of an initial weight; outputs to the residual shrink with depth."""
     scale = 1 / math.sqrt(fan_in)
     return scale if depth is None else scale / jnp.sqrt(2 * (depth + 1.0))
 

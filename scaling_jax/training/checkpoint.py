@@ -2,13 +2,15 @@
 
 `curve` and `meta` can be read without the state and without knowing the model. Orbax restores
 damaged array bytes without a word, so `meta` carries a fingerprint of every array, checked at
-restore; a step that does not match is left aside and the one before it is used.
+restore; a step that does not match is set aside and the one before it is used.
 """
 
 import dataclasses
 import importlib.metadata
 import logging
-from collections.abc import Sequence
+import shutil
+import zlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -17,7 +19,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
+from scaling_jax.errors import UserError
 from scaling_jax.training.state import TrainState
 
 Curve = dict[str, np.ndarray]
@@ -47,6 +51,7 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, cleanup_tmp_directories=True, create=True
         )
+        self._folder = folder
         self._manager = ocp.CheckpointManager(folder.resolve(), options=options)
 
     def __enter__(self) -> Self:
@@ -67,7 +72,7 @@ class Checkpoints:
             return
         meta = meta | {
             "step": step,
-            "fingerprints": _flat(jax.device_get(_fingerprints(state))),
+            "fingerprints": _all_fingerprints(state, curve),
             "versions": {
                 name: importlib.metadata.version(name)
                 for name in ("scaling_jax", "jax", "flax", "optax", "orbax-checkpoint")
@@ -82,36 +87,55 @@ class Checkpoints:
             ),
         )
 
-    def restore_latest(self, layout: TrainState) -> Restored | None:
+    def restore_latest(
+        self, layout: TrainState, check: Callable[[Meta], None] = lambda _: None
+    ) -> Restored | None:
         """The newest step whose arrays are what was saved; None if there is no such step.
 
         Args:
           layout: shapes, types and shardings to restore into; the mesh may differ from the saved.
+          check: raises a UserError for the `meta` of a checkpoint that is not wanted. It is asked
+            first: the state of another run would look like a damaged one.
+
+        Raises:
+          UserError: from `check`; the checkpoint stays as it is.
         """
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
-                return self._restore(step, layout)
+                return self._restore(step, layout, check)
+            except (UserError, MemoryError, jax.errors.JaxRuntimeError):  # no fault of the files
+                raise
             except Exception as error:  # orbax raises bare Exception for damaged files
                 reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-                logger.warning("checkpoint of step %d is damaged and left aside: %s", step, reason)
-                self._manager.delete(step)
+                logger.warning("checkpoint of step %d is damaged and set aside: %s", step, reason)
+                self._set_aside(step)
         return None
 
-    def _restore(self, step: int, layout: TrainState) -> Restored:
+    def _set_aside(self, step: int) -> None:
+        """Renames a step, so that it can be saved anew and nothing is lost."""
+        if jax.process_index() == 0:
+            aside = self._folder / f"{step}.damaged"
+            shutil.rmtree(aside, ignore_errors=True)
+            (self._folder / str(step)).rename(aside)
+        multihost_utils.sync_global_devices(f"step {step} is set aside")
+        self._manager.reload()
+
+    def _restore(self, step: int, layout: TrainState, check: Callable[[Meta], None]) -> Restored:
+        meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
+        check(meta["meta"])
         items = self._manager.restore(
             step,
             args=ocp.args.Composite(
                 state=ocp.args.StandardRestore(layout),  # pyright: ignore[reportCallIssue]
                 curve=ocp.args.StandardRestore(),
-                meta=ocp.args.JsonRestore(),
             ),
         )
-        found = _flat(jax.device_get(_fingerprints(items["state"])))
-        expected = items["meta"]["fingerprints"]
+        found = _all_fingerprints(items["state"], items["curve"])
+        expected = meta["meta"]["fingerprints"]
         for name in expected.keys() | found.keys():
             if expected.get(name) != found.get(name):
                 raise ValueError(f"array {name} is not what was saved")
-        return Restored(items["state"], items["curve"], items["meta"])
+        return Restored(items["state"], items["curve"], meta["meta"])
 
 
 def latest_step(folder: Path) -> int | None:
@@ -125,6 +149,12 @@ def read_curve(folder: Path) -> Curve:
     return ocp.StandardCheckpointer().restore(
         (folder / str(latest_step(folder)) / "curve").resolve()
     )
+
+
+def _all_fingerprints(state: TrainState, curve: Curve) -> dict[str, int]:
+    """A 32-bit number for each array, by its name."""
+    of_curve = {f"['curve']['{name}']": zlib.crc32(part.tobytes()) for name, part in curve.items()}
+    return _flat(jax.device_get(_fingerprints(state))) | of_curve
 
 
 @jax.jit

@@ -20,6 +20,7 @@ from typing import TextIO
 import jax
 import numpy as np
 
+from scaling_jax import atomic
 from scaling_jax import config as configs
 from scaling_jax import mesh as meshes
 from scaling_jax.config import RunConfig
@@ -82,9 +83,10 @@ def train(
     identity = {"identity": config.identity, "data_sha256": batches.shards.index_sha256}
 
     with Checkpoints(folder / CHECKPOINT_FOLDER, config.checkpoint.keep) as checkpoints:
-        restored = checkpoints.restore_latest(layout)
+        restored = checkpoints.restore_latest(
+            layout, lambda meta: _check_same(meta, identity, folder)
+        )
         if restored:
-            _check_same(restored.meta, identity, folder)
             current, curve = restored.state, _Curve(restored.curve)
         else:
             current, curve = state.create(config.model, config.seed, mesh), _Curve()
@@ -115,15 +117,15 @@ def train(
                 in_flight.append(metrics)
                 # Reading the metrics of earlier steps only keeps the devices busy meanwhile.
                 collect(STEPS_IN_FLIGHT)
-                every = config.checkpoint.every_steps
-                if stop.asked or (every and (index + 1) % every == 0):
+                done, every = index + 1, config.checkpoint.every_steps
+                if stop.asked or done == budget.steps or (every and done % every == 0):
                     collect(0)
                     save()
-                if stop.signal is not None:
-                    done = f"stopped and saved after step {index + 1} of {budget.steps}"
-                    raise Interrupted(done, stop.signal)
-            collect(0)
-            save()
+                    # Only here: a request that comes after the line above is for the next step.
+                    if stop.signal is not None:
+                        raise Interrupted(
+                            f"stopped and saved after step {done} of {budget.steps}", stop.signal
+                        )
     return TrainedRun(current, curve.arrays(), budget)
 
 
@@ -137,10 +139,11 @@ def restore(config: RunConfig, folder: Path) -> checkpoint.Restored:
     if checkpoint.latest_step(folder / CHECKPOINT_FOLDER) is None:
         raise UserError(f"{folder}: holds no checkpoint")
     with Checkpoints(folder / CHECKPOINT_FOLDER, config.checkpoint.keep) as checkpoints:
-        restored = checkpoints.restore_latest(layout)
+        restored = checkpoints.restore_latest(
+            layout, lambda meta: _check_same(meta, {"identity": config.identity}, folder)
+        )
     if restored is None:
         raise UserError(f"{folder}: every checkpoint is damaged")
-    _check_same(restored.meta, {"identity": config.identity}, folder)
     return restored
 
 
@@ -226,11 +229,9 @@ class _Journal:
 
 def _reopen(path: Path, done: int) -> TextIO:
     """Opens the metrics file for writing on after step `done`; later lines are dropped."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-    file = path.open("w", encoding="utf-8")
-    file.writelines(lines[:done])
-    return file
+    atomic.write_text(path, "".join(lines[:done]))
+    return path.open("a", encoding="utf-8")
 
 
 def _open_batches(config: RunConfig, budget: Budget) -> Batches:

@@ -40,7 +40,7 @@ def train_step(
 ) -> tuple[TrainState, Metrics]:
     """Trains on `rows` once. Metrics are those of the parameters before the update."""
     (loss, z_loss), gradients = _mean_gradient(model, microbatches, state["params"], rows, hyper)
-    norm = optax.global_norm(gradients)
+    norm = optax.tree.norm(gradients)
     rate = optimizer.learning_rate(hyper, state["step"])
     clipped = optimizer.clip(gradients, norm, hyper)
     directions, moments = optimizer.adam(hyper).update(clipped, state["moments"])

@@ -51,7 +51,7 @@ def test_an_epoch_has_every_row_once_and_the_next_another_order(shards):
         for start in (0, 10)
     ]
     assert all(np.array_equal(np.sort(epoch), np.arange(100)) for epoch in epochs)
-    assert not np.array_equal(*epochs)
+    assert not np.array_equal(epochs[0], epochs[1])
     assert batches.epochs(15) == 1.5
 
 

@@ -1,0 +1,1 @@
+"""Papers reproduced from what they released: numbers, figures, and the papers' values beside."""

@@ -1,0 +1,69 @@
+import dataclasses
+import warnings
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scaling_jax.config import DataConfig, ModelConfig, OptimizerConfig, RunConfig
+from scaling_jax.errors import UserError
+from scaling_jax.training import budget
+
+TINY = ModelConfig(width=16, layers=1, heads=1, vocabulary_size=32, sequence_length=10)
+
+
+def run(model=TINY, batch_size=4, warmup_steps=0, **amount):
+    return RunConfig(
+        model=model,
+        data=DataConfig(dataset="words", validation=("words",)),
+        batch_size=batch_size,
+        optimizer=OptimizerConfig(warmup_steps=warmup_steps),
+        **amount,
+    )
+
+
+@given(wished=st.integers(40, 10**15), batch_size=st.integers(1, 4))
+def test_whole_steps_that_fit_are_trained_and_counted_exactly(wished, batch_size):
+    plan = budget.plan(run(batch_size=batch_size, tokens=wished))
+    assert plan.tokens_per_step == batch_size * 10
+    assert plan.tokens == plan.steps * batch_size * 10
+    assert plan.tokens <= wished < plan.tokens + batch_size * 10
+
+
+# Width, layers, heads, N, and steps at a quarter of Chinchilla's tokens (open_lm's logs).
+@pytest.mark.parametrize(
+    ("width", "layers", "heads", "params", "steps"),
+    [(512, 8, 4, 78_914_048, 376), (1024, 24, 8, 411_616_256, 1962)],
+)
+def test_steps_are_those_of_the_papers_runs(width, layers, heads, params, steps):
+    model = ModelConfig(
+        width=width, layers=layers, heads=heads, vocabulary_size=50_432, sequence_length=2048
+    )
+    plan = budget.plan(run(model, batch_size=512, token_multiplier=20 * 0.25))
+    assert (plan.params, plan.steps) == (params, steps)
+    assert plan.tokens == steps * 512 * 2048
+    assert plan.token_multiplier == plan.tokens / params
+    assert plan.token_multiplier == pytest.approx(5, rel=1 / steps)
+    assert plan.flops_6nd == 6 * params * plan.tokens
+
+
+def test_a_budget_of_less_than_one_step_is_refused():
+    assert budget.plan(run(tokens=40)).steps == 1
+    with pytest.raises(UserError, match="39 tokens is less than one step of 40") as caught:
+        budget.plan(run(tokens=39))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_warm_up_that_never_ends_is_warned_of():
+    with pytest.warns(UserWarning, match="warm-up of 10 steps is not shorter than the run of 10"):
+        budget.plan(run(tokens=400, warmup_steps=10))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        budget.plan(run(tokens=440, warmup_steps=10))
+
+
+def test_the_multiplier_and_the_tokens_say_the_same():
+    by_multiplier = run(token_multiplier=20.0)
+    params = budget.plan(by_multiplier).params
+    by_tokens = dataclasses.replace(by_multiplier, token_multiplier=None, tokens=20 * params)
+    assert budget.plan(by_tokens) == budget.plan(by_multiplier)

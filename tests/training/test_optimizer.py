@@ -1,0 +1,183 @@
+import dataclasses
+import math
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scaling_jax.models import transformer
+from scaling_jax.training import budget, optimizer
+from scaling_jax.training.optimizer import Hyperparameters
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+HYPER = Hyperparameters(
+    learning_rate=3e-3,
+    minimum_learning_rate=3e-5,
+    warmup_steps=10.0,
+    total_steps=50.0,
+    weight_decay=0.1,
+    beta1=0.9,
+    beta2=0.95,
+    epsilon=1e-8,
+    gradient_clip_norm=1.0,
+    z_loss_weight=1e-4,
+)
+
+
+def reference_rate(step, total, warmup, peak, low):
+    """open_lm's `cosine_lr`, written down from its description."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    return low + 0.5 * (1 + math.cos(math.pi * (step - warmup) / (total - warmup))) * (peak - low)
+
+
+def rates(hyper, steps):
+    return np.asarray(optimizer.learning_rate(hyper, jnp.arange(400)))[:steps]
+
+
+@given(total=st.integers(1, 400), warmup=st.integers(0, 500))
+def test_rates_follow_the_formula(total, warmup):
+    hyper = HYPER._replace(total_steps=float(total), warmup_steps=float(warmup))
+    expected = [reference_rate(step, total, warmup, 3e-3, 3e-5) for step in range(total)]
+    np.testing.assert_allclose(rates(hyper, total), expected, rtol=1e-4)
+
+
+def test_rates_at_the_boundaries():
+    found = rates(HYPER, 50)
+    assert found[0] == pytest.approx(3e-4, rel=1e-6)
+    assert found[9] == pytest.approx(3e-3, rel=1e-6)
+    assert found[10] == pytest.approx(3e-3, rel=1e-6)
+    assert found[30] == pytest.approx((3e-3 + 3e-5) / 2, rel=1e-5)
+    last = 3e-5 + 0.5 * (1 - math.cos(math.pi / 40)) * (3e-3 - 3e-5)
+    assert found[49] == pytest.approx(last, rel=1e-4)
+    assert found[49] > 3e-5
+    assert np.argmax(found) in (9, 10)
+    assert np.all(np.diff(found[10:]) < 0)
+
+
+def test_a_warm_up_longer_than_the_run_only_rises():
+    found = rates(HYPER._replace(warmup_steps=400.0, total_steps=376.0), 376)
+    np.testing.assert_allclose(found, 3e-3 * np.arange(1, 377) / 400, rtol=1e-5)
+
+
+def test_no_warm_up_starts_at_the_peak():
+    found = rates(HYPER._replace(warmup_steps=0.0), 50)
+    assert found[0] == pytest.approx(3e-3, rel=1e-6)
+    assert np.all(np.diff(found) < 0)
+
+
+def test_rates_are_those_that_open_lm_used(golden):
+    settings = golden.settings
+    hyper = HYPER._replace(
+        learning_rate=settings["lr"],
+        minimum_learning_rate=settings["min_lr"],
+        warmup_steps=float(settings["warmup"]),
+        total_steps=float(settings["steps"]),
+    )
+    np.testing.assert_allclose(rates(hyper, settings["steps"]), golden.arrays["lr"], rtol=2e-5)
+
+
+def random_tree(random, scale=1.0):
+    return {
+        "matrix": (scale * random.standard_normal((5, 7))).astype(np.float32),
+        "norm": {"gain": (scale * random.standard_normal(6)).astype(np.float32)},
+    }
+
+
+# The last is so small that the 1e-6 counts.
+@pytest.mark.parametrize(("scale", "most"), [(0.01, 0.5), (1, 0.5), (100, 0.5), (1e-6, 1e-6)])
+def test_clipping_is_torchs(scale, most):
+    """`torch.nn.utils.clip_grad_norm_`: the coefficient max_norm / (norm + 1e-6), at most 1."""
+    gradients = random_tree(np.random.default_rng(0), scale)
+    norm = math.sqrt(sum((np.float64(leaf) ** 2).sum() for leaf in jax.tree.leaves(gradients)))
+    coefficient = min(1.0, most / (norm + 1e-6))
+    hyper = HYPER._replace(gradient_clip_norm=most)
+    found = optimizer.clip(gradients, optax.tree.norm(gradients), hyper)
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(gradients), strict=True):
+        np.testing.assert_allclose(one, coefficient * other, rtol=1e-5)
+    assert (coefficient == 1) == (scale == 0.01)
+
+
+@pytest.fixture(scope="module")
+def trajectory():
+    """Start, gradients and every later value of parameters under our AdamW, for 12 steps."""
+    random = np.random.default_rng(1)
+    start = random_tree(random)
+    gradients = [random_tree(random, scale=10.0 ** -(step % 4)) for step in range(12)]
+    params, moments, path = start, optimizer.initial_moments(start), []
+    for step, gradient in enumerate(gradients):
+        rate = optimizer.learning_rate(HYPER, step)
+        directions, moments = optimizer.adam(HYPER).update(gradient, moments)
+        params = optimizer.apply(params, directions, rate, HYPER)  # pyright: ignore[reportArgumentType]
+        path.append(params)
+    return start, gradients, path
+
+
+def test_updates_are_those_of_torchs_adamw(trajectory):
+    """A re-implementation in float64; every leaf decays."""
+    start, gradients, path = trajectory
+    for name in ("matrix", "gain"):
+
+        def leaf(tree, name=name):
+            return np.float64(tree["matrix"] if name == "matrix" else tree["norm"]["gain"])
+
+        param, first, second = leaf(start), 0.0, 0.0
+        for step, (gradient, found) in enumerate(zip(gradients, path, strict=True)):
+            rate = reference_rate(step, 50, 10, 3e-3, 3e-5)
+            first = 0.9 * first + 0.1 * leaf(gradient)
+            second = 0.95 * second + 0.05 * leaf(gradient) ** 2
+            param = param * (1 - rate * 0.1)
+            root = np.sqrt(second) / math.sqrt(1 - 0.95 ** (step + 1))
+            param = param - rate / (1 - 0.9 ** (step + 1)) * first / (root + 1e-8)
+            np.testing.assert_allclose(leaf(found), param, rtol=1e-6, atol=1e-6)
+
+
+def test_updates_are_those_of_optax_adamw(trajectory):
+    start, gradients, path = trajectory
+    optax_adamw = optax.adamw(
+        lambda count: optimizer.learning_rate(HYPER, jnp.asarray(count)),
+        b1=0.9,
+        b2=0.95,
+        eps=1e-8,
+        weight_decay=0.1,
+    )
+    params, state = start, optax_adamw.init(start)
+    for gradient, found in zip(gradients, path, strict=True):
+        updates, state = optax_adamw.update(gradient, state, params)
+        params = optax.apply_updates(params, updates)
+        for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(params), strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-7)
+
+
+def test_without_gradients_every_parameter_of_the_model_decays(model):
+    layout = jax.eval_shape(lambda: transformer.initialize(model, jax.random.key(0)))
+    params = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), layout)
+
+    @jax.jit
+    def update(params):
+        zero = jax.tree.map(jnp.zeros_like, params)
+        directions, _ = optimizer.adam(HYPER).update(zero, optimizer.initial_moments(params))
+        return optimizer.apply(params, directions, jnp.float32(0.01), HYPER)  # pyright: ignore[reportArgumentType]
+
+    for leaf in jax.tree.leaves(update(params)):
+        np.testing.assert_allclose(leaf, 1 - 0.01 * 0.1, rtol=1e-6)
+
+
+def test_hyperparameters_are_those_of_the_config(config):
+    chosen = dataclasses.replace(
+        config.optimizer, weight_decay=0.2, beta1=0.8, beta2=0.99, epsilon=1e-6, warmup_steps=7
+    )
+    run = dataclasses.replace(config, optimizer=chosen, z_loss_weight=0.5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = optimizer.hyperparameters(run, budget.plan(run))
+    assert found._asdict() == dataclasses.asdict(chosen) | {
+        "total_steps": 12.0,
+        "z_loss_weight": 0.5,
+    }
