@@ -118,6 +118,11 @@ def targets(table: pd.DataFrame) -> list[str]:
     return [name for name in measures(table) if not name.endswith(("/low", "/high"))]
 
 
+def next_token_error(validation_set: str) -> str:
+    """The column of the top-1 next-token error on a validation set."""
+    return f"error/next_token_{validation_set}"
+
+
 def require(table: pd.DataFrame, columns: Sequence[str], source: str = "records table") -> None:
     """Raises a UserError naming the first of `columns` that `table` lacks, and the nearest one."""
     for column in columns:

@@ -1,21 +1,8 @@
-"""What the commands print: tables and progress; plain lines where no terminal is."""
-
-import time
-from types import TracebackType
-from typing import Self
+"""What the commands print: tables and lines; plain text where no terminal is."""
 
 import pandas as pd
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.table import Table
-
-from scaling_jax.models import counting
-from scaling_jax.testbeds.grid import PlannedRun
-from scaling_jax.testbeds.runner import FinishedRun
-from scaling_jax.training.budget import Budget
-from scaling_jax.training.loop import Progress as RunProgress
-
-PLAIN_LINE_EVERY_SECONDS = 10.0
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -39,132 +26,6 @@ def print_table(frame: pd.DataFrame, title: str = "") -> None:
 def say(text: str) -> None:
     """Prints a line."""
     console.print(text, markup=False)
-
-
-class GridProgress:
-    """How far a grid of runs is: one bar for all of it, one for the run that is training."""
-
-    def __init__(self, runs: list[PlannedRun]):
-        self._left = {run.name: _work(run) for run in runs}
-        self._count = len(runs)
-        # What the time left is judged by: work done in so many seconds of training. Compiling,
-        # evaluating and runs that were done already do not count.
-        self._work_done, self._seconds = 0.0, 0.0
-        self._last: tuple[float, float] | None = None
-        self._bars = _bars()
-        self._grid = self._bars.add_task("testbed", total=len(runs), detail="")
-        self._run: TaskID | None = None
-
-    def __enter__(self) -> Self:
-        if console.is_terminal:
-            self._bars.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._bars.stop()
-
-    def report(self, run: PlannedRun, progress: RunProgress) -> None:
-        """Hears of every training step."""
-        if self._run is None:
-            self._run = self._bars.add_task(run.name, total=progress.steps, detail="")
-        done = _work(run) * progress.step / progress.steps
-        now = time.monotonic()
-        before, self._last = self._last, (done, now)
-        if before is not None:
-            self._work_done += done - before[0]
-            self._seconds += now - before[1]
-        self._left[run.name] = _work(run) - done
-        self._bars.update(self._run, completed=progress.step, detail=describe(progress))
-        self._bars.update(self._grid, detail=self._time_left())
-
-    def finished(self, done: FinishedRun) -> None:
-        """Hears of every run that is done."""
-        if self._run is not None:
-            self._bars.remove_task(self._run)
-        self._run = self._last = None
-        del self._left[done.run.name]
-        count = self._count - len(self._left)
-        self._bars.update(self._grid, completed=count)
-        state = self._time_left() if done.now else "(was done)"
-        say(f"[{count}/{self._count}] {done.run.name}: loss {done.loss:.4f}  {state}".rstrip())
-
-    def _time_left(self) -> str:
-        if not self._work_done:
-            return ""
-        return f"{clock(self._seconds * sum(self._left.values()) / self._work_done)} left"
-
-
-class RunBar:
-    """How far one run is."""
-
-    def __init__(self, name: str):
-        self._name = name
-        self._bars = _bars()
-        self._task: TaskID | None = None
-        self._last_line = time.monotonic()
-
-    def __enter__(self) -> Self:
-        if console.is_terminal:
-            self._bars.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bars.stop()
-
-    def report(self, progress: RunProgress) -> None:
-        """Hears of every training step."""
-        if self._task is None:
-            self._task = self._bars.add_task(self._name, total=progress.steps, detail="")
-        self._bars.update(self._task, completed=progress.step, detail=describe(progress))
-        now = time.monotonic()
-        due = now - self._last_line > PLAIN_LINE_EVERY_SECONDS or progress.step == progress.steps
-        if due and not console.is_terminal:
-            self._last_line = now
-            say(f"step {progress.step}/{progress.steps}  {describe(progress)}")
-
-
-def describe(progress: RunProgress) -> str:
-    """Loss, speed, utilisation and time left of a run, in a few words."""
-    return (
-        f"loss {progress.loss:.4f}  {progress.tokens_per_second:,.0f} tokens/s  "
-        f"MFU {progress.model_flops_utilization:.1%}  {clock(progress.seconds_left)} left"
-    )
-
-
-def describe_budget(budget: Budget) -> str:
-    """A run's size in a few words."""
-    return (
-        f"{budget.params:,} parameters, {budget.steps:,} steps, {budget.tokens:,} tokens "
-        f"(M = {budget.token_multiplier:.3g}), {budget.flops_6nd:.3g} FLOPs"
-    )
-
-
-def clock(seconds: float) -> str:
-    """Hours, minutes and seconds as 1:02:03 or 2:03."""
-    if seconds == float("inf"):
-        return "-:--"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def _work(run: PlannedRun) -> float:
-    return run.budget.tokens * counting.flops_model_per_token(run.config.model)
-
-
-def _bars() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[detail]}"),
-        console=console,
-    )
 
 
 def _cell(value: object) -> str:

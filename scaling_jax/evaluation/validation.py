@@ -74,10 +74,17 @@ def bootstrap_bounds(
     values: Float[np.ndarray, "sequences"], samples: int, level: float = 0.95
 ) -> tuple[float, float]:
     """Percentile bounds of the mean of `values`, resampled with replacement."""
-    generator = np.random.default_rng(BOOTSTRAP_SEED)
-    weights = generator.multinomial(len(values), np.full(len(values), 1 / len(values)), samples)
-    low, high = np.quantile(weights @ values / len(values), [(1 - level) / 2, (1 + level) / 2])
+    means = _resampling(len(values), samples) @ values / len(values)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+@functools.lru_cache(maxsize=4)
+def _resampling(count: int, samples: int) -> Float[np.ndarray, "samples count"]:
+    """How often each of `count` values is drawn in each resample; the same for every run."""
+    generator = np.random.default_rng(BOOTSTRAP_SEED)
+    drawn = generator.multinomial(count, np.full(count, 1 / count), samples)
+    return drawn.astype(np.float64)
 
 
 def _score_set(config: RunConfig, params: Params, name: str, mesh: Mesh) -> SetScore:

@@ -7,12 +7,12 @@ out/plots/*.png     its figures, for papers and slides
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from scaling_jax import atomic
 from scaling_jax.report import markup, plots
 from scaling_jax.testbeds.analysis import FittedLaw
-from scaling_jax.training.checkpoint import Curve
 
 REPORT_FILE = "report.html"
 
@@ -23,7 +23,7 @@ def write(
     title: str,
     table: pd.DataFrame,
     fits: Sequence[FittedLaw],
-    curves: Mapping[str, Curve],
+    curves: Mapping[str, Mapping[str, np.ndarray]],
     entropy_rates: Mapping[str, float],
 ) -> Path:
     """Draws and writes the report of a testbed; returns the page's path.

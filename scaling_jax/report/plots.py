@@ -15,7 +15,6 @@ from matplotlib.figure import Figure
 from scaling_jax import laws
 from scaling_jax.report.style import MARKERS, PALETTE
 from scaling_jax.testbeds.analysis import FittedLaw, in_distribution
-from scaling_jax.training.checkpoint import Curve
 
 PANEL_INCHES = 4.2
 SMOOTHING = 0.02  # of a run's length
@@ -100,7 +99,7 @@ def predicted_against_measured(fits: Sequence[FittedLaw]) -> Figure:
     return figure
 
 
-def loss_curves(table: pd.DataFrame, curves: Mapping[str, Curve]) -> Figure:
+def loss_curves(table: pd.DataFrame, curves: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
     """Smoothed training loss of every run against tokens seen."""
     names = sorted(table["dataset"].unique())
     figure, panels = _panels(names, "training loss (nats/token)")

@@ -16,7 +16,6 @@ import pandas as pd
 from scaling_jax import atomic, laws, records
 from scaling_jax.config import LawsConfig
 from scaling_jax.errors import UserError
-from scaling_jax.testbeds.runner import error_column
 
 FITS_FILE = "fits.json"
 
@@ -107,7 +106,7 @@ def split(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
 def in_distribution(fitted: FittedLaw) -> bool:
     """Whether a law is of the loss or error on the distribution that its runs were trained on."""
     own = fitted["dataset"]
-    return fitted["target"] in (f"loss/{own}", error_column(own))
+    return fitted["target"] in (f"loss/{own}", records.next_token_error(own))
 
 
 def write(fits: Sequence[FittedLaw], path: Path) -> None:
@@ -121,7 +120,7 @@ def _fit_set(table: pd.DataFrame, dataset: str, name: str, config: LawsConfig) -
     loss_fits = [laws.fit(law, known, target=target) for law in config.loss]
     fitted = [_describe(fit, fit, dataset, held_out, config.level) for fit in loss_fits]
     for law in config.error if name == dataset else ():
-        error_fit = laws.fit(law, known, target=error_column(name), loss=target)
+        error_fit = laws.fit(law, known, target=records.next_token_error(name), loss=target)
         chain = laws.chained(loss_fits[0], error_fit)
         fitted.append(_describe(error_fit, chain, dataset, held_out, config.level))
     return fitted

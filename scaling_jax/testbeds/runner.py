@@ -157,17 +157,12 @@ def record(run: PlannedRun, scores: validation.Scores) -> dict[str, Any]:
         "step": run.budget.steps,
     }
     for name, score in scores.items():
-        columns = {f"loss/{name}": "loss", error_column(name): "error"}
+        columns = {f"loss/{name}": "loss", records.next_token_error(name): "error"}
         for column, key in columns.items():
             row[column] = score[key]
             row[f"{column}/low"] = score[f"{key}_low"]
             row[f"{column}/high"] = score[f"{key}_high"]
     return row
-
-
-def error_column(validation_set: str) -> str:
-    """The column of the top-1 next-token error on a validation set."""
-    return f"error/next_token_{validation_set}"
 
 
 def _scores(run: PlannedRun, out: Path) -> validation.Scores | None:

@@ -100,7 +100,8 @@ def train(
                 current, curve.arrays(), meta | {"next_row": len(curve) * config.batch_size}
             )
 
-        hyper = optimizer.hyperparameters(config, budget)
+        # Placed once: as Python numbers they would travel to every device at every step.
+        hyper = jax.device_put(optimizer.hyperparameters(config, budget), meshes.sharding(mesh, ()))
         rows = meshes.sharding(mesh, ("batch", "length"))
         with (
             _Journal(folder, config, budget, len(curve), report) as journal,

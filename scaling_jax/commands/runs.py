@@ -1,0 +1,52 @@
+"""`scaling-jax train` and `evaluate`: one run."""
+
+from pathlib import Path
+
+from scaling_jax import cpu
+from scaling_jax.commands.overrides import Overrides
+
+
+def train(config: str, *overrides: Overrides, out: Path | None = None) -> None:
+    """Train one run, or go on with it where it was stopped.
+
+    Args:
+      config: a run's YAML, a path or the name of a packaged config.
+      out: the run's folder; by default runs/<dataset>-<model>-<hash of the config>.
+    """
+    cpu.configure()
+    from scaling_jax import config as configs
+    from scaling_jax.progress import RunBar, describe_budget
+    from scaling_jax.terminal import say
+    from scaling_jax.training import budget, loop
+
+    run = configs.load(configs.RunConfig, config, overrides)
+    name = f"{run.data.dataset}-{run.model.label}-{run.identity}"
+    folder = out or Path("runs") / name
+    say(describe_budget(budget.plan(run)))
+    with RunBar(name) as bar:
+        trained = loop.train(run, folder, bar.report)
+    say(f"trained: loss {trained.curve['loss'][-1]:.4f} at the last step; {folder}")
+
+
+def evaluate(run: Path) -> None:
+    """Score a run's newest checkpoint on its validation sets.
+
+    Args:
+      run: the run's folder.
+    """
+    cpu.configure()
+    import pandas as pd
+
+    from scaling_jax import config as configs
+    from scaling_jax.evaluation import validation
+    from scaling_jax.terminal import print_table, say
+    from scaling_jax.training import loop
+
+    config = configs.load(configs.RunConfig, run / loop.CONFIG_FILE)
+    restored = loop.restore(config, run)
+    step = int(restored.state["step"])
+    scores = validation.evaluate(config, restored.state["params"])
+    validation.write(scores, run, step)
+    table = pd.DataFrame(scores).T.rename_axis("set").reset_index()
+    print_table(table, f"step {step}")
+    say(f"{validation.path(run, step)}")
