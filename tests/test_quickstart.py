@@ -95,11 +95,12 @@ def test_it_leaves_records_fits_and_a_report(finished):
 
 def test_every_run_keeps_its_config_metrics_and_curve(finished):
     out, _ = finished
-    table = pd.read_csv(out / "records.csv").set_index("run")
+    table = pd.read_csv(out / "records.csv")
+    steps_of = dict(zip(table["run"], table["step"].astype(int), strict=True))
     folders = list((out / "runs").iterdir())
     assert len(folders) == 7
     for folder in folders:
-        steps = int(table.loc[folder.name.rpartition("-")[0], "step"])
+        steps = steps_of[folder.name.rpartition("-")[0]]
         curve = checkpoint.read_curve(folder / "checkpoints")
         np.testing.assert_array_equal(curve["step"], np.arange(1, steps + 1))
         lines = (folder / "metrics.jsonl").read_text().splitlines()
@@ -128,8 +129,13 @@ def test_ctrl_c_keeps_what_is_done_and_the_next_call_ends_the_same(finished, fol
     out, _ = finished
     again = folder / "stopped"
     shutil.copytree(out / "data", again / "data")
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    child = subprocess.Popen(command(again), env=environment(2), text=True, **pipes)
+    child = subprocess.Popen(
+        command(again),
+        env=environment(2),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     assert child.stdout is not None
     for line in child.stdout:
         if line.startswith("[2/7]"):
