@@ -12,7 +12,7 @@ import pandas as pd
 
 from scaling_jax import atomic
 from scaling_jax.report import markup, plots
-from scaling_jax.testbeds.analysis import FittedLaw
+from scaling_jax.testbeds.analysis import FittedLaw, in_distribution
 
 REPORT_FILE = "report.html"
 
@@ -63,7 +63,8 @@ def _sections(
         "predicted from the laws alone. Losses are cross-entropy in nats per token, without z-loss."
     )
     yield markup.heading("Predicted and measured")
-    yield markup.table(held_out_table(fits))
+    own = [fit for fit in fits if in_distribution(fit)]
+    yield markup.table(held_out_table(own))
     yield markup.image(
         images["predicted_against_measured"], "Held-out runs: prediction and interval"
     )
@@ -82,9 +83,14 @@ def _sections(
         yield markup.heading("Irreducible loss and entropy rate")
         yield markup.paragraph(
             "The entropy rate is known in closed form: no model can have a lower expected loss. "
-            "A fitted E is an extrapolation to infinitely many parameters and tokens."
+            "A fitted E is an extrapolation to infinitely many parameters and tokens, of a model "
+            "that sees nothing before the row it reads, so it may lie a little above."
         )
         yield markup.table(entropy_table(fits, entropy_rates))
+    others = [fit for fit in fits if not in_distribution(fit)]
+    if others:
+        yield markup.heading("On other distributions than the one trained on")
+        yield markup.table(held_out_table(others))
     yield markup.heading("Training")
     yield markup.image(images["loss_curves"], "Training loss")
     yield markup.heading("Records")

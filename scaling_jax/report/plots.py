@@ -8,9 +8,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import FormatStrFormatter, NullFormatter
 
 from scaling_jax import laws
 from scaling_jax.report.style import MARKERS, PALETTE
@@ -28,35 +30,34 @@ def reducible_loss(table: pd.DataFrame, fits: Sequence[FittedLaw]) -> Figure:
     chosen = [fit for fit in fits if fit["law"] == "over_training" and in_distribution(fit)]
     figure, panels = _panels(chosen, "reducible loss (nats/token)")
     norm = LogNorm(*_range(table["token_multiplier"]))
-    colours = "viridis"
     for axes, fit in zip(panels, chosen, strict=True):
         rows = table[table["dataset"] == fit["dataset"]]
         floor = fit["parameters"]["E"]
-        for known, marker, face in ((True, "o", None), (False, "D", "none")):
-            part = rows[(rows["role"] == "fit") == known]
-            drawn = axes.scatter(
-                part["flops_6nd"],
-                part[fit["target"]] - floor,
-                c=part["token_multiplier"],
-                norm=norm,
-                cmap=colours,
-                marker=marker,
-                s=42,
+        flops = np.geomspace(*_range(rows["flops_6nd"], 1.3), 50)
+        for multiplier, part in rows.groupby(rows["token_multiplier"].round(1)):
+            colour = colormaps["viridis"](norm(float(str(multiplier))))
+            params = np.sqrt(flops / (6 * part["token_multiplier"].mean()))
+            inputs = {"params": params, "tokens": flops / (6 * params)}
+            line = laws.FORMS["over_training"].curve(fit["parameters"], **inputs) - floor
+            axes.plot(flops, line, color=colour, linewidth=1, label=f"M = {multiplier:g}")
+            known = part["role"] == "fit"
+            above = part[fit["target"]] - floor
+            axes.scatter(part["flops_6nd"][known], above[known], color=colour, zorder=3)
+            axes.scatter(
+                part["flops_6nd"][~known],
+                above[~known],
+                facecolors="white",
+                edgecolors=colour,
+                linewidths=1.8,
+                marker="D",
                 zorder=3,
             )
-            if face:
-                drawn.set_facecolor(face)
-                drawn.set_linewidth(1.8)
-        flops = np.geomspace(*_range(rows["flops_6nd"], 1.3), 50)
-        for multiplier in sorted(rows["token_multiplier"].round(0).unique()):
-            params = np.sqrt(flops / (6 * multiplier))
-            inputs = {"params": params, "tokens": params * multiplier}
-            line = laws.FORMS["over_training"].curve(fit["parameters"], **inputs) - floor
-            colour = drawn.cmap(norm(multiplier))
-            axes.plot(flops, line, color=colour, linewidth=1)
-            axes.annotate(f"M={multiplier:g}", (flops[-1], line[-1]), fontsize=7, color=colour)
         axes.set(xscale="log", yscale="log", xlabel="training compute 6ND (FLOPs)")
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        for formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+            formatter(FormatStrFormatter("%.3g"))
         axes.set_title(f"{fit['dataset']}  (E = {floor:.3g} nats)")
+        axes.legend(fontsize=7, title="diamonds: held out", title_fontsize=7)
     return figure
 
 
@@ -146,7 +147,9 @@ def _scatter_by_model(axes: Axes, rows: pd.DataFrame, x: str, y: str) -> None:
     for place, (model, part) in enumerate(rows.sort_values("params").groupby("model", sort=False)):
         colour, marker = PALETTE[place % len(PALETTE)], MARKERS[place % len(MARKERS)]
         known = part["role"] == "fit"
-        axes.scatter(part[known][x], part[known][y], color=colour, marker=marker, label=str(model))
+        if known.any():
+            kept = part[known]
+            axes.scatter(kept[x], kept[y], color=colour, marker=marker, label=str(model))
         axes.scatter(
             part[~known][x],
             part[~known][y],
