@@ -41,7 +41,8 @@ class GridProgress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._bars.stop()
+        if console.is_terminal:  # elsewhere stopping would print an empty line
+            self._bars.stop()
 
     def report(self, run: PlannedRun, progress: RunProgress) -> None:
         """Hears of every training step."""
@@ -89,7 +90,8 @@ class RunBar:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bars.stop()
+        if console.is_terminal:  # elsewhere stopping would print an empty line
+            self._bars.stop()
 
     def report(self, progress: RunProgress) -> None:
         """Hears of every training step."""
