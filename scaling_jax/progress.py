@@ -1,7 +1,6 @@
 """How far training is: bars that move on a terminal, plain lines elsewhere."""
 
 import time
-from types import TracebackType
 from typing import Self
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
@@ -16,33 +15,41 @@ from scaling_jax.training.loop import Progress as RunProgress
 PLAIN_LINE_EVERY_SECONDS = 10.0
 
 
-class GridProgress:
-    """How far a grid of runs is: one bar for all of it, one for the run that is training."""
+class _Bars:
+    """Bars that are drawn, on a terminal only, while the block is open."""
 
-    def __init__(self, runs: list[PlannedRun]):
-        self._left = {run.name: _work(run) for run in runs}
-        self._count = len(runs)
-        # What the time left is judged by: work done in so many seconds of training. Compiling,
-        # evaluating and runs that were done already do not count.
-        self._work_done, self._seconds = 0.0, 0.0
-        self._last: tuple[float, float] | None = None
-        self._bars = _bars()
-        self._grid = self._bars.add_task("testbed", total=len(runs), detail="")
-        self._run: TaskID | None = None
+    def __init__(self) -> None:
+        self._bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[detail]}"),
+            console=console,
+        )
 
     def __enter__(self) -> Self:
         if console.is_terminal:
             self._bars.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if console.is_terminal:  # elsewhere stopping would print an empty line
             self._bars.stop()
+
+
+class GridProgress(_Bars):
+    """How far a grid of runs is: one bar for all of it, one for the run that is training."""
+
+    def __init__(self, runs: list[PlannedRun]):
+        super().__init__()
+        self._left = {run.name: _work(run) for run in runs}
+        self._count = len(runs)
+        # What the time left is judged by: work done in so many seconds of training. Compiling,
+        # evaluating and runs that were done already do not count.
+        self._work_done, self._seconds = 0.0, 0.0
+        self._last: tuple[float, float] | None = None
+        self._grid = self._bars.add_task("testbed", total=len(runs), detail="")
+        self._run: TaskID | None = None
 
     def report(self, run: PlannedRun, progress: RunProgress) -> None:
         """Hears of every training step."""
@@ -75,23 +82,14 @@ class GridProgress:
         return f"{clock(self._seconds * sum(self._left.values()) / self._work_done)} left"
 
 
-class RunBar:
+class RunBar(_Bars):
     """How far one run is."""
 
     def __init__(self, name: str):
+        super().__init__()
         self._name = name
-        self._bars = _bars()
         self._task: TaskID | None = None
         self._last_line = time.monotonic()
-
-    def __enter__(self) -> Self:
-        if console.is_terminal:
-            self._bars.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if console.is_terminal:  # elsewhere stopping would print an empty line
-            self._bars.stop()
 
     def report(self, progress: RunProgress) -> None:
         """Hears of every training step."""
@@ -132,13 +130,3 @@ def clock(seconds: float) -> str:
 
 def _work(run: PlannedRun) -> float:
     return run.budget.tokens * counting.flops_model_per_token(run.config.model)
-
-
-def _bars() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[detail]}"),
-        console=console,
-    )

@@ -62,7 +62,7 @@ def run_testbed(config: str, *overrides: Overrides, out: Path | None = None) -> 
     """
     cpu.configure()
     testbed, runs = _testbed(config, overrides)
-    folder = out or Path("testbeds") / testbed.name
+    folder = out or _default_folder(testbed)
     _run(testbed, runs, folder)
     _report(testbed, runs, folder)
 
@@ -81,7 +81,7 @@ def show_testbed_status(config: str, *overrides: Overrides, out: Path | None = N
     from scaling_jax.testbeds import runner
 
     testbed, runs = _testbed(config, overrides)
-    folder = out or Path("testbeds") / testbed.name
+    folder = out or _default_folder(testbed)
     rows = [
         {
             "run": found.run.name,
@@ -109,7 +109,7 @@ def write_testbed_table(config: str, *overrides: Overrides, out: Path | None = N
     from scaling_jax.testbeds import runner
 
     testbed, runs = _testbed(config, overrides)
-    folder = out or Path("testbeds") / testbed.name
+    folder = out or _default_folder(testbed)
     print_table(runner.brief(runner.write_table(runs, folder)), "records")
     say(f"{folder / runner.RECORDS_FILE}")
 
@@ -120,6 +120,10 @@ def _testbed(config: str, overrides: Sequence[str]) -> tuple["TestbedConfig", li
 
     testbed = configs.load(configs.TestbedConfig, config, overrides)
     return testbed, grid.expand(testbed, source=config)
+
+
+def _default_folder(testbed: "TestbedConfig") -> Path:
+    return Path("testbeds") / testbed.name
 
 
 def _run(testbed: "TestbedConfig", runs: list["PlannedRun"], out: Path) -> None:

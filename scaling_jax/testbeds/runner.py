@@ -59,7 +59,7 @@ class FinishedRun:
 
 def status(run: PlannedRun, out: Path) -> RunStatus:
     """Looks up how far `run` is; nothing is loaded."""
-    step = checkpoint.latest_step(run.folder(out) / "checkpoints") or 0
+    step = checkpoint.latest_step(run.folder(out) / loop.CHECKPOINT_FOLDER) or 0
     return RunStatus(run, step, _scores(run, out) is not None)
 
 
@@ -124,7 +124,7 @@ def brief(table: pd.DataFrame) -> pd.DataFrame:
 
 def curves(runs: Sequence[PlannedRun], out: Path) -> dict[str, Curve]:
     """The loss curve of each run that has a checkpoint, by the run's name."""
-    folders = {run.name: run.folder(out) / "checkpoints" for run in runs}
+    folders = {run.name: run.folder(out) / loop.CHECKPOINT_FOLDER for run in runs}
     return {
         name: checkpoint.read_curve(folder)
         for name, folder in folders.items()
