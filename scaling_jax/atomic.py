@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,28 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yields a temporary folder beside `path`, which on success becomes `path`; none may be there.
+
+    If the block raises, the folder is removed, and so are those that were made to hold it.
+    """
+    target = Path(path)
+    made = [parent for parent in target.parents if not parent.exists()]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
+    try:
+        yield temporary
+        temporary.chmod(0o777 & ~_umask())
+        temporary.rename(target)
+    except BaseException:
+        shutil.rmtree(temporary)
+        with contextlib.suppress(OSError):  # somebody else put something there
+            for parent in made:
+                parent.rmdir()
+        raise
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

@@ -11,10 +11,13 @@ Columns
     seed, step
     loss/<set>        cross-entropy in nats per token, with 95 % bounds loss/<set>/low and /high
     error/<task>      1 - accuracy, with bounds in the same way
-Other columns are kept as they are.
+Other columns are kept as they are. A table with other names or units is read by saying what its
+columns are:
+
+    read("sweep.csv", columns={"N": "params", "D": "tokens", "val": "loss/val"}, scale={"D": 1e9})
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,11 +33,21 @@ MEASURE_PREFIXES = ("loss/", "error/")
 SUFFIXES = (".csv", ".parquet", ".json")
 
 
-def read(path: str | Path) -> pd.DataFrame:
+def read(
+    path: str | Path,
+    columns: Mapping[str, str] | None = None,
+    scale: Mapping[str, float] | None = None,
+) -> pd.DataFrame:
     """Reads and checks a records table from CSV, Parquet or JSON (a list of row objects).
 
+    Args:
+      path: of the file; its suffix names the format.
+      columns: {name in the file: name in the records table}; columns not named keep theirs.
+      scale: {name in the file: factor}, for columns in other units (tokens in billions: 1e9).
+
     Raises:
-      UserError: the file is missing or unreadable, or `check` finds a fault in it.
+      UserError: the file is missing or unreadable, has no such column to rename or to scale, would
+        have a column twice, or `check` finds a fault in it.
     """
     path = Path(path)
     if not path.is_file():
@@ -50,6 +63,7 @@ def read(path: str | Path) -> pd.DataFrame:
             raise UserError(f"{path}: a records table ends in one of {', '.join(SUFFIXES)}")
     except (ValueError, OSError) as error:
         raise UserError(f"{path}: not a readable table ({str(error).splitlines()[0]})") from error
+    table = _renamed(_scaled(table, scale or {}, str(path)), columns or {}, str(path))
     return check(table, source=str(path))
 
 
@@ -129,6 +143,27 @@ def require(table: pd.DataFrame, columns: Sequence[str], source: str = "records 
         if column not in table:
             hint = nearest(column, map(str, table.columns))
             raise UserError(f"{source}: no column '{column}' ({hint})")
+
+
+def _scaled(table: pd.DataFrame, scale: Mapping[str, float], source: str) -> pd.DataFrame:
+    require(table, list(scale), source)
+    for name, factor in scale.items():
+        if not (np.isfinite(factor) and factor > 0):
+            raise UserError(
+                f"{source}: column '{name}': the scale {factor} is not finite and positive"
+            )
+        if not pd.api.types.is_numeric_dtype(table[name]):
+            raise UserError(f"{source}: column '{name}' is not a column of numbers to scale")
+    return table.assign(**{name: table[name] * factor for name, factor in scale.items()})
+
+
+def _renamed(table: pd.DataFrame, columns: Mapping[str, str], source: str) -> pd.DataFrame:
+    require(table, list(columns), source)
+    table = table.rename(columns=dict(columns))
+    twice = table.columns[table.columns.duplicated()]
+    if len(twice):
+        raise UserError(f"{source}: with these names column '{twice[0]}' is there twice")
+    return table
 
 
 def _positive(values: pd.Series, source: str, optional: bool = False) -> pd.Series:

@@ -46,3 +46,23 @@ def test_permissions_follow_the_umask(tmp_path):
     finally:
         os.umask(mask)
     assert stat.S_IMODE((tmp_path / "file.txt").stat().st_mode) == 0o640
+
+
+def test_a_folder_appears_whole(tmp_path):
+    path = tmp_path / "deep" / "data"
+    with atomic.new_folder(path) as temporary:
+        (temporary / "file.txt").write_text("new")
+        assert not path.exists()
+    assert (path / "file.txt").read_text() == "new"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_folder_that_failed_leaves_nothing_not_even_its_parents(tmp_path):
+    def fail_halfway():
+        with atomic.new_folder(tmp_path / "deep" / "deeper" / "data") as temporary:
+            (temporary / "file.txt").write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail_halfway()
+    assert list(tmp_path.iterdir()) == []

@@ -102,6 +102,46 @@ def test_a_failed_write_leaves_the_old_table(tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["runs.csv"]
 
 
+@pytest.mark.parametrize("suffix", records.SUFFIXES)
+def test_columns_are_renamed_and_scaled_on_the_way_in(tmp_path, suffix):
+    theirs = pd.DataFrame({"N": [1e8, 2e8], "D (billions)": [2, 4], "val": [3.0, 2.8], "lr": 0.1})
+    path = tmp_path / f"sweep{suffix}"
+    if suffix == ".csv":
+        theirs.to_csv(path, index=False)
+    elif suffix == ".parquet":
+        theirs.to_parquet(path)
+    else:
+        theirs.to_json(path, orient="records")
+    names = {"N": "params", "D (billions)": "tokens", "val": "loss/c4_val"}
+    found = records.read(path, columns=names, scale={"D (billions)": 1e9})
+    assert list(found["tokens"]) == [2e9, 4e9]
+    assert list(found["token_multiplier"]) == [20, 20]
+    assert records.targets(found) == ["loss/c4_val"]
+    assert list(found["lr"]) == [0.1, 0.1]
+
+
+@pytest.mark.parametrize(
+    ("columns", "scale", "message"),
+    [
+        ({"prams": "params"}, {}, "no column 'prams' .did you mean 'params'"),
+        ({"tokens": "params"}, {}, "column 'params' is there twice"),
+        ({"loss/c4": "loss/a", "error/task": "loss/a"}, {}, "column 'loss/a' is there twice"),
+        ({}, {"tokns": 1e9}, "no column 'tokns' .did you mean 'tokens'"),
+        ({}, {"tokens": 0.0}, "column 'tokens': the scale 0.0 is not finite and positive"),
+        ({}, {"tokens": float("nan")}, "the scale nan"),
+        ({}, {"note": 2.0}, "column 'note' is not a column of numbers to scale"),
+        ({"params": "N"}, {}, "column 'params' is missing"),
+    ],
+)
+def test_a_wrong_mapping_is_one_clear_line(tmp_path, columns, scale, message):
+    path = tmp_path / "runs.csv"
+    table().to_csv(path, index=False)
+    with pytest.raises(UserError, match=message) as caught:
+        records.read(path, columns=columns, scale=scale)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.floats(1e-3, 1e15), min_size=1, max_size=8, unique=True))
 def test_csv_keeps_every_digit(tmp_path_factory, values):

@@ -1,4 +1,4 @@
-"""`scaling-jax data`: prepare and inspect token shards."""
+"""`scaling-jax data`: fetch public data, prepare and inspect token shards."""
 
 from pathlib import Path
 
@@ -6,7 +6,24 @@ import cyclopts
 
 from scaling_jax.errors import UserError
 
-app = cyclopts.App(name="data", help="Prepare and inspect token shards.")
+app = cyclopts.App(name="data", help="Fetch public data; prepare and inspect token shards.")
+
+
+@app.command(name="fetch")
+def fetch_data(name: str, *, out: Path = Path("data"), url: str | None = None) -> None:
+    """Download a public data set, check it by its content and put it into OUT/NAME.
+
+    Args:
+      name: gadre2024, chinchilla, chinchilla_kyo or olmo_ladder, which are testbeds; tokenizer,
+        GPT-NeoX-20B's.
+      out: folder for the data set's folder.
+      url: another place to get it from: https://, http:// or file://.
+    """
+    from scaling_jax.data.fetch import DATASETS, fetch
+    from scaling_jax.terminal import say
+
+    folder = fetch(name, out, url)
+    say(f"{folder}: {DATASETS[name].about}; checksum right")
 
 
 @app.command(name="prepare")
@@ -17,7 +34,7 @@ def prepare_data(
     shards: int = 1,
     data_dir: Path | None = None,
 ) -> None:
-    """Turn corpora into token shards: OUT/<task>/train and OUT/<task>/validation.
+    """Turn corpora into token shards: OUT/TASK/train and OUT/TASK/validation.
 
     Args:
       tasks: python_code, python_docs, zipf_markov, or paths to your own .txt or .jsonl text.

@@ -1,4 +1,7 @@
-"""Released testbeds as records tables: Gadre et al. 2024 and the digitised Chinchilla runs."""
+"""Released testbeds as records tables: Gadre et al. 2024, digitised Chinchilla runs, OLMo's ladder.
+
+`scaling-jax data fetch gadre2024`, `chinchilla`, `chinchilla_kyo` and `olmo_ladder` download them.
+"""
 
 import json
 import re
@@ -31,6 +34,32 @@ GRID_DEVICES = 8
 CHINCHILLA_FILE = "svg_extracted_data.csv"
 # Besiroglu et al. 2024 drop the runs with the highest loss, early stops that fit no law.
 CHINCHILLA_DROPPED = 5
+CHINCHILLA_KYO_FILE = "df.csv"
+# N of OLMo's ladder as its authors count it, by the first part of a file's name.
+LADDER_PARAMS = {
+    "190M": 190_354_176,
+    "370M": 371_262_464,
+    "760M": 758_220_288,
+    "1B": 1_279_395_840,
+    "3B": 3_169_537_280,
+    "7B": 6_887_575_552,
+    "13B": 13_202_396_160,
+}
+# Files of finished runs, by the role they have in the authors' own prediction.
+LADDER_FILES = {
+    "fit": tuple(
+        f"{size}-{length}xC.csv"
+        for size in ("190M", "370M", "760M", "1B")
+        for length in (1, 2, 5, 10)
+    ),
+    "spare": (
+        *(f"{size}-0.5xC.csv" for size in ("190M", "370M", "760M", "1B")),
+        *(f"{size}-1xC-rerun.csv" for size in ("190M", "370M", "760M", "1B", "3B")),
+        *(f"3B-{length}xC.csv" for length in (0.5, 1, 2, 5, 10)),
+    ),
+    "held_out": ("peteish7_eval_anneal.csv", "peteish13_eval_final.csv"),
+}
+LADDER_TARGETS = {"peteish7_eval_anneal": "7B", "peteish13_eval_final": "13B"}
 
 _GRID_KEY = re.compile(
     r"d=(\d+)_l=(\d+)_h=(\d+)-(\d+)-([\d.e-]+?)-([\d.e-]+?)-(\d+)-(\d+)-(\d+)-([\d.e-]+)"
@@ -77,9 +106,7 @@ def gadre2024_tasks(folder: str | Path) -> pd.DataFrame:
     """
     folder = _exp_data(folder)
     path = folder / "eval_metadata.csv"
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    described = pd.read_csv(path).rename(
+    described = _read_csv(path).rename(
         columns={
             "Eval Task": "task",
             "Task Category": "category",
@@ -172,9 +199,7 @@ def chinchilla(folder: str | Path) -> pd.DataFrame:
     path = Path(folder)
     if not path.is_file():
         path = path / CHINCHILLA_FILE
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    points = pd.read_csv(path)
+    points = _read_csv(path)
     records.require(points, ["Model Size", "Training FLOP", "loss"], source=str(path))
     # Stable: two runs share the fifth-highest loss only if they are the same point.
     kept = points.sort_values("loss", kind="stable").index[: len(points) - CHINCHILLA_DROPPED]
@@ -189,6 +214,85 @@ def chinchilla(folder: str | Path) -> pd.DataFrame:
         }
     )
     return records.check(table, source=str(path))
+
+
+def chinchilla_kyo(folder: str | Path) -> pd.DataFrame:
+    """Another digitisation of the same figure, by other hands: the runs that kyo-takano read off.
+
+    Args:
+      folder: holds examples/llm/df.csv of github.com/kyo-takano/chinchilla; the file will do too.
+
+    Returns:
+      A records table of 234 runs, loss/train in nats per token.
+
+    Raises:
+      UserError: the file or a column is missing, or a number is not one.
+    """
+    path = Path(folder)
+    path = path / CHINCHILLA_KYO_FILE if path.is_dir() else path
+    table = records.read(path, columns={"N": "params", "D": "tokens", "loss": "loss/train"})
+    return table.drop(columns="C").assign(dataset="massive_text")
+
+
+def olmo_ladder(folder: str | Path) -> pd.DataFrame:
+    """The model ladder of Bhagia et al. 2024, and the 7B and 13B models that it was to predict.
+
+    Args:
+      folder: ladder-runs of github.com/allenai/OLMo-ladder (in src/scripts/paper/data), or the
+        folder that holds it.
+
+    Returns:
+      A records table with a row for each of 32 finished runs; their earlier checkpoints are left
+      out, because the learning rate had not come down yet. loss/<set> in nats per token for each of
+      11 sets; error/<task> (1 - accuracy) for each format of each task, multiple choice ("_mc_")
+      for the two large models only; bpb/<task> in bits per byte of the right answer. Column `role`:
+      "fit" for the 16 runs that the authors fit, "held_out" for 7B and 13B, which ended on another
+      mix of data, "spare" for the others. `params` are without the input embedding, as the authors
+      count them.
+
+    Raises:
+      UserError: a file or a column is missing, or a number is not one.
+    """
+    folder = Path(folder)
+    if (folder / "ladder-runs").is_dir():
+        folder = folder / "ladder-runs"
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder")
+    rows = [
+        _ladder_run(folder / name, role) for role, names in LADDER_FILES.items() for name in names
+    ]
+    table = pd.DataFrame(rows).sort_values("tokens", kind="stable")
+    return records.check(table.sort_values("params", kind="stable", ignore_index=True), str(folder))
+
+
+def _ladder_run(path: Path, role: str) -> dict[str, Any]:
+    """One row: the last evaluation of a run of the ladder."""
+    log = _read_csv(path)
+    records.require(log, ["batch_size_in_tokens"], source=str(path))
+    last = log.iloc[-1]
+    if "throughput/total_tokens" in log:
+        tokens = last["throughput/total_tokens"]
+    else:
+        records.require(log, ["_step"], source=str(path))
+        tokens = last["_step"] * last["batch_size_in_tokens"]
+    model = LADDER_TARGETS.get(path.stem, path.stem.split("-")[0])
+    row: dict[str, Any] = {
+        "run": path.stem,
+        "dataset": "olmo_mix",
+        "model": model,
+        "role": role,
+        "params": LADDER_PARAMS[model],
+        "tokens": tokens,
+    }
+    for name, value in last.items():
+        kind, _, rest = str(name).removeprefix("eval/").partition("/")
+        if rest == "CrossEntropyLoss":
+            row[f"loss/{kind.removesuffix('-validation')}"] = value
+        elif kind == "downstream":
+            row[f"error/{rest}"] = 1 - value
+        elif kind == "downstream_bpb":
+            row[f"bpb/{rest.removesuffix('_bpb')}"] = value
+    return row
 
 
 def _exp_data(folder: str | Path) -> Path:
@@ -243,6 +347,18 @@ def _json_files(folder: Path) -> list[Path]:
     if not found:
         raise UserError(f"{folder}: no *.json in it")
     return found
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    try:
+        rows = pd.read_csv(path)
+    except ValueError as error:
+        raise UserError(f"{path}: not CSV ({str(error).splitlines()[0]})") from error
+    if rows.empty:
+        raise UserError(f"{path}: has no rows")
+    return rows
 
 
 def _load(path: Path) -> Any:

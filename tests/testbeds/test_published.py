@@ -1,5 +1,6 @@
 """Loaders of released testbeds: on a made-up release, and on the real ones where they are."""
 
+import csv
 import json
 import shutil
 from collections.abc import Callable
@@ -16,8 +17,11 @@ from scaling_jax.testbeds import published
 
 SHARED = Path(__file__).parents[2] / ".." / "shared" / "data"
 GADRE, CHINCHILLA = SHARED / "gadre", SHARED / "chinchilla_besiroglu"
+KYO, LADDER = SHARED / "chinchilla_kyo", SHARED / "olmo_ladder"
 needs_gadre = pytest.mark.skipif(not GADRE.is_dir(), reason="the released testbed is not here")
 needs_chinchilla = pytest.mark.skipif(not CHINCHILLA.is_dir(), reason="the points are not here")
+needs_kyo = pytest.mark.skipif(not KYO.is_dir(), reason="the points are not here")
+needs_ladder = pytest.mark.skipif(not LADDER.is_dir(), reason="the ladder's logs are not here")
 
 TASKS = {"easy": 25, "hard": 25, "cloze": 0}
 # Accuracies of the 0.011B and the 0.154B run: "easy" is learnt, "hard" is not, "cloze" just so.
@@ -200,6 +204,136 @@ def test_the_real_release():
 @needs_chinchilla
 def test_the_real_points():
     assert len(published.chinchilla(CHINCHILLA)) == 240
+
+
+def test_the_other_chinchilla_points(tmp_path):
+    path = tmp_path / published.CHINCHILLA_KYO_FILE
+    path.write_text("C,N,D,loss\n6e19,1e9,1e10,2.5\n")
+    for given in (path, tmp_path):
+        (row,) = published.chinchilla_kyo(given).to_dict("records")
+        assert (row["params"], row["tokens"], row["loss/train"]) == (1e9, 1e10, 2.5)
+    path.write_text("C,N,D,los\n6e19,1e9,1e10,2.5\n")
+    with pytest.raises(UserError, match="no column 'loss'"):
+        published.chinchilla_kyo(tmp_path)
+
+
+@needs_kyo
+def test_the_real_other_chinchilla_points():
+    table = published.chinchilla_kyo(KYO)
+    with (KYO / "df.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(table) == len(rows) == 234
+    for column, name in (("params", "N"), ("tokens", "D"), ("loss/train", "loss")):
+        assert table[column].sum() == pytest.approx(sum(float(row[name]) for row in rows))
+    np.testing.assert_allclose(table["flops_6nd"], [float(row["C"]) for row in rows], rtol=1e-6)
+
+
+@pytest.fixture
+def ladder(tmp_path: Path) -> Path:
+    folder = tmp_path / "ladder-runs"
+    folder.mkdir()
+    header = (
+        "_step,throughput/total_tokens,batch_size_in_tokens,eval/pile-validation/CrossEntropyLoss,"
+        "eval/downstream/boolq_acc,eval/downstream_bpb/boolq_bpb,eval/downstream_soft/boolq_soft"
+    )
+    for names in published.LADDER_FILES.values():
+        for name in names:
+            text = f"{header}\n1,1e9,1e8,4.0,0.3,2.0,0\n20,2e9,1e8,3.0,0.6,1.5,0\n"
+            (folder / name).write_text(text)
+    return folder
+
+
+@pytest.mark.parametrize("at", ["ladder-runs", "."])
+def test_a_ladder_becomes_a_records_table(ladder, at):
+    table = published.olmo_ladder(ladder.parent / at)
+    assert table["role"].value_counts().to_dict() == {"fit": 16, "spare": 14, "held_out": 2}
+    assert table["tokens"].eq(2e9).all()
+    assert table["loss/pile"].eq(3.0).all()
+    assert table["error/boolq_acc"].to_numpy() == pytest.approx(0.4)
+    assert table["bpb/boolq"].eq(1.5).all()
+    assert not [name for name in table if "soft" in str(name)]
+
+
+def test_tokens_follow_from_steps_where_they_are_not_logged(ladder):
+    path = ladder / "190M-1xC.csv"
+    pd.read_csv(path).drop(columns="throughput/total_tokens").to_csv(path, index=False)
+    table = published.olmo_ladder(ladder).set_index("run")
+    assert table.loc["190M-1xC", "tokens"] == 20 * 1e8
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (None, "no such file"),
+        ("", "not CSV"),
+        ("_step,batch_size_in_tokens\n", "no rows"),
+        ("_step\n1\n", "no column 'batch_size_in_tokens'"),
+        ("batch_size_in_tokens\n1\n", "no column '_step'"),
+    ],
+)
+def test_a_damaged_ladder_is_one_clear_line(ladder, content, complaint):
+    path = ladder / "3B-5xC.csv"
+    path.unlink() if content is None else path.write_text(content)
+    with pytest.raises(UserError, match=complaint) as raised:
+        published.olmo_ladder(ladder)
+    assert str(path) in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+@needs_ladder
+def test_the_real_ladder():
+    table = published.olmo_ladder(LADDER).set_index("run")
+    assert len(table) == 32
+    # The lengths are multiples of 20 tokens a parameter; a run ends a little later.
+    for run, row in table.iterrows():
+        if str(row["role"]) != "held_out":
+            length = float(str(run).split("-")[1].removesuffix("xC"))
+            assert row["token_multiplier"] == pytest.approx(20 * length, rel=4e-3)
+    sizes = json.loads((LADDER / "configs" / "final.json").read_text())
+    for entry in sizes.values():
+        assert table.loc[Path(entry["paths"][0]).stem, "params"] == entry["n"]
+    roles = {
+        Path(path).stem: "fit" if entry["mode"] == "train" else "held_out"
+        for entry in sizes.values()
+        for path in entry["paths"]
+    }
+    assert table["role"][table["role"] != "spare"].to_dict() == roles
+    # 3B: 16 layers of 16 d^2 parameters, gains, and an output embedding of 100352 rows.
+    width = 3328
+    counted = 16 * (16 * width**2 + 4 * width) + width + 100352 * width
+    assert table.loc["3B-1xC", "params"] == counted
+
+
+@needs_ladder
+def test_the_real_ladder_measures_what_its_authors_published_of_13b():
+    table = published.olmo_ladder(LADDER)
+    measured = table[table["run"] == "peteish13_eval_final"].iloc[0]
+    actual = pd.read_csv(LADDER / "step2_taskce_main.csv").set_index("Task")["Actual"]
+    for task, accuracy in actual.drop("mmlu_avg_test_5shot").items():
+        name = f"error/{str(task).removesuffix('_5shot')}_rc_5shot_len_norm"
+        assert 1 - measured[name] == pytest.approx(accuracy, abs=1e-12)
+    # MMLU's mean is over its 14042 questions.
+    questions = {"stem": 3018, "humanities": 4705, "social_sciences": 3077, "other": 3242}
+    mmlu = sum(
+        count * (1 - measured[f"error/mmlu_{part}_test_rc_5shot_len_norm"])
+        for part, count in questions.items()
+    )
+    assert mmlu / 14042 == pytest.approx(actual["mmlu_avg_test_5shot"], abs=1e-4)
+    loss = pd.read_csv(LADDER / "step1_c4_main.csv")["Actual"].iloc[0]
+    # Theirs is the mean over the last checkpoints.
+    assert float(measured["loss/c4_en"]) == pytest.approx(loss, rel=5e-4)
+
+
+@needs_gadre
+def test_the_real_release_adds_up():
+    table = published.gadre2024(GADRE)
+    runs = [json.loads(path.read_text()) for path in (GADRE / "exp_data/models").glob("*.json")]
+    settings = [run["hyperparameters"] for run in runs]
+    for column in ("params", "tokens"):
+        assert sorted(table[column]) == sorted(part[column] for part in settings)
+    losses = [part["loss"] for run in runs for part in run["results"]]
+    ours = sum(table[f"loss/{name}"].sum() for name in published.VALIDATION_SETS.values())
+    assert ours == pytest.approx(sum(losses))
 
 
 @pytest.mark.parametrize("paper", ["gadre2024", "chinchilla"])
