@@ -8,14 +8,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import FormatStrFormatter, NullFormatter
 
 from scaling_jax import laws
-from scaling_jax.report.style import MARKERS, PALETTE
+from scaling_jax.report.panels import multiplier_norm, runs_by_model
+from scaling_jax.report.panels import reducible_loss as draw_reducible_loss
+from scaling_jax.report.style import PALETTE
 from scaling_jax.testbeds.analysis import FittedLaw, in_distribution
 
 PANEL_INCHES = 4.2
@@ -29,33 +28,12 @@ def reducible_loss(table: pd.DataFrame, fits: Sequence[FittedLaw]) -> Figure:
     """
     chosen = [fit for fit in fits if fit["law"] == "over_training" and in_distribution(fit)]
     figure, panels = _panels(chosen, "reducible loss (nats/token)")
-    norm = LogNorm(*_range(table["token_multiplier"]))
+    norm = multiplier_norm(table["token_multiplier"])
     for axes, fit in zip(panels, chosen, strict=True):
         rows = table[table["dataset"] == fit["dataset"]]
-        floor = fit["parameters"]["E"]
-        flops = np.geomspace(*_range(rows["flops_6nd"], 1.3), 50)
-        for multiplier, part in rows.groupby(rows["token_multiplier"].round(1)):
-            colour = colormaps["viridis"](norm(float(str(multiplier))))
-            params = np.sqrt(flops / (6 * part["token_multiplier"].mean()))
-            inputs = {"params": params, "tokens": flops / (6 * params)}
-            line = laws.FORMS["over_training"].curve(fit["parameters"], **inputs) - floor
-            axes.plot(flops, line, color=colour, linewidth=1, label=f"M = {multiplier:g}")
-            known = part["role"] == "fit"
-            above = part[fit["target"]] - floor
-            axes.scatter(part["flops_6nd"][known], above[known], color=colour, zorder=3)
-            axes.scatter(
-                part["flops_6nd"][~known],
-                above[~known],
-                facecolors="white",
-                edgecolors=colour,
-                linewidths=1.8,
-                marker="D",
-                zorder=3,
-            )
-        axes.set(xscale="log", yscale="log", xlabel="training compute 6ND (FLOPs)")
-        axes.xaxis.set_minor_formatter(NullFormatter())
-        for formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-            formatter(FormatStrFormatter("%.3g"))
+        known = (rows["role"] == "fit").to_numpy()
+        form, floor = laws.FORMS[fit["law"]], fit["parameters"]["E"]
+        draw_reducible_loss(axes, rows, known, fit["target"], form, fit["parameters"], norm)
         axes.set_title(f"{fit['dataset']}  (E = {floor:.3g} nats)")
         axes.legend(fontsize=7, title="diamonds: held out", title_fontsize=7)
     return figure
@@ -68,7 +46,7 @@ def error_against_loss(table: pd.DataFrame, fits: Sequence[FittedLaw]) -> Figure
     for axes, fit in zip(panels, chosen, strict=True):
         rows = table[table["dataset"] == fit["dataset"]]
         loss = fit.get("loss", "")
-        _scatter_by_model(axes, rows, loss, fit["target"])
+        runs_by_model(axes, rows, (rows["role"] == "fit").to_numpy(), loss, fit["target"])
         x = np.linspace(*_range(rows[loss], 1.03), 100)
         curve = laws.FORMS[fit["law"]].curve(fit["parameters"], loss=x)
         axes.plot(x, curve, color="black", linewidth=1, label=f"{fit['law']} law")
@@ -141,24 +119,6 @@ def _panels(subjects: Sequence[object], ylabel: str) -> tuple[Figure, list[Axes]
 
 def _range(values: pd.Series, margin: float = 1.0) -> tuple[float, float]:
     return float(values.min()) / margin, float(values.max()) * margin
-
-
-def _scatter_by_model(axes: Axes, rows: pd.DataFrame, x: str, y: str) -> None:
-    for place, (model, part) in enumerate(rows.sort_values("params").groupby("model", sort=False)):
-        colour, marker = PALETTE[place % len(PALETTE)], MARKERS[place % len(MARKERS)]
-        known = part["role"] == "fit"
-        if known.any():
-            kept = part[known]
-            axes.scatter(kept[x], kept[y], color=colour, marker=marker, label=str(model))
-        axes.scatter(
-            part[~known][x],
-            part[~known][y],
-            facecolors="none",
-            edgecolors=colour,
-            marker=marker,
-            s=60,
-            label=None if known.any() else f"{model} (held out)",
-        )
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:

@@ -2,21 +2,18 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
-from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
-from scaling_jax.report.style import PALETTE, panels
+from scaling_jax.report.panels import error_map, error_scale
+from scaling_jax.report.style import panels
 from scaling_jax.testbeds.reproduce.gadre2024_tables import MAIN_LOSS, SPLITS
 from scaling_jax.testbeds.reproduce.paper_laws import SIZES, TRAIN_SETS
 
 MULTIPLIERS = (10, 20, 40, 80, 160, 320, 640)
-LARGEST = 10.0
-COLOURS, NORM = colormaps["Blues"], Normalize(0, LARGEST)
+SCALE = error_scale(largest=10.0)
 EVALUATIONS = {
     MAIN_LOSS: "C4 eval",
     "loss/paloma_c4_en": "Paloma C4",
@@ -75,31 +72,16 @@ def _maps(truth: pd.DataFrame, cases: Sequence[tuple[str, str]]) -> Figure:
         _draw(panel, rows, f"{kind}_percent", f"in_{kind}_fit")
         panel.set_title(f"trained on {TRAIN_SETS[train]}: {EVALUATIONS[target]}", fontsize=10)
     axes[0].set_ylabel("parameters N")
-    figure.colorbar(
-        ScalarMappable(NORM, COLOURS),
-        ax=axes,
-        label="relative error (%); boxed: fitted",
-        extend="max",
-    )
+    figure.colorbar(SCALE, ax=axes, label="relative error (%); boxed: fitted", extend="max")
     return figure
 
 
 def _draw(panel: Axes, rows: pd.DataFrame, value: str, fitted: str) -> None:
     models = list(SIZES)
+    shape = (len(models), len(MULTIPLIERS))
+    cells, boxed = np.full(shape, np.nan), np.zeros(shape, bool)
     for _, row in rows[rows["token_multiplier"].isin(MULTIPLIERS)].iterrows():
-        x, y = MULTIPLIERS.index(int(row["token_multiplier"])), models.index(row["model"])
-        colour = COLOURS(NORM(row[value]))
-        panel.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=colour, edgecolor="white"))
-        ink = "white" if row[value] > 0.6 * LARGEST else "black"
-        panel.text(x, y, f"{row[value]:.1f}", ha="center", va="center", color=ink, fontsize=8)
-        if row[fitted]:
-            box = Rectangle((x - 0.46, y - 0.46), 0.92, 0.92, fill=False)
-            box.set(edgecolor=PALETTE[1], linewidth=2, zorder=3)
-            panel.add_patch(box)
-    panel.set_xlim(-0.5, len(MULTIPLIERS) - 0.5)
-    panel.set_ylim(len(models) - 0.5, -0.5)
-    panel.set_xticks(range(len(MULTIPLIERS)), [str(m) for m in MULTIPLIERS])
-    panel.set_yticks(range(len(models)), list(SIZES.values()))
+        place = models.index(row["model"]), MULTIPLIERS.index(int(row["token_multiplier"]))
+        cells[place], boxed[place] = row[value], row[fitted]
+    error_map(panel, cells, boxed, list(SIZES.values()), [str(m) for m in MULTIPLIERS], SCALE)
     panel.set_xlabel("token multiplier M")
-    panel.tick_params(length=0)
-    panel.spines[:].set_visible(False)
