@@ -13,7 +13,7 @@ from importlib.metadata import version
 import cyclopts
 from cyclopts import Parameter
 
-from scaling_jax.commands import data, laws, reproduce, runs, testbeds
+from scaling_jax.commands import convert, data, decisions, generate, laws, reproduce, runs, testbeds
 from scaling_jax.errors import Interrupted, NonFiniteLossError, UserError
 
 app = cyclopts.App(
@@ -23,13 +23,13 @@ app = cyclopts.App(
     default_parameter=Parameter(negative=(), name_transform=lambda name: name),
     suppress_keyboard_interrupt=False,
 )
-for group in (data.app, testbeds.app, reproduce.app):
+for group in (data.app, testbeds.app, convert.app, reproduce.app):
     app.command(group)
-for command in (testbeds.quickstart, runs.train, runs.evaluate):
+for command in (testbeds.quickstart, runs.train, runs.evaluate, generate.generate):
     app.command(command)
-for command in (laws.fit, laws.predict, laws.optimum):
+for command in (laws.fit, laws.predict, laws.coverage, decisions.optimum, decisions.compare):
     app.command(command)
-app.command(laws.suggest_next, name="next")
+app.command(decisions.suggest_next, name="next")
 
 
 def main() -> None:

@@ -38,6 +38,8 @@ class ModelConfig:
     vocabulary_size: PositiveInt
     sequence_length: PositiveInt
     name: str = ""
+    # What normalises everywhere: gain-only LayerNorm as in open_lm, or RMSNorm as in Llama.
+    norm: Literal["layer_norm", "rms_norm"] = "layer_norm"
     qk_norm: bool = True
     rope_base: PositiveFloat = 10_000.0
     # The paper's runs rounded the rotary frequencies to bfloat16.
@@ -89,6 +91,8 @@ class OptimizerConfig:
 
     learning_rate: PositiveFloat = 3e-3
     minimum_learning_rate: NonNegativeFloat = 3e-5
+    # After the warm-up the rate is cut off below here (open_lm's force_min_lr).
+    learning_rate_floor: NonNegativeFloat = 0.0
     warmup_steps: NonNegativeInt = 100
     weight_decay: NonNegativeFloat = 0.033
     beta1: Fraction = 0.9
@@ -219,10 +223,28 @@ def load(kind: type[Config], path: str | Path, overrides: Sequence[str] = ()) ->
       UserError: with file and key, for anything missing, unknown, ill-typed or impossible.
     """
     path = find(path)
-    content = _read_yaml(path)
+    return build(kind, read(path, overrides), source=str(path))
+
+
+def read(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The content of a YAML file with those it names in it, overrides applied; nothing is checked.
+
+    Raises:
+      UserError: there is no such file, it is no mapping, or an override is not `key.key=value`.
+    """
+    content = _read_yaml(find(path))
+    apply(content, overrides)
+    return content
+
+
+def apply(content: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Changes `content` as each `key.key=value` says.
+
+    Raises:
+      UserError: an override is not of that form.
+    """
     for override in overrides:
         _apply_override(content, override)
-    return build(kind, content, source=str(path))
 
 
 def build(kind: type[Config], content: Mapping[str, Any], source: str) -> Config:

@@ -7,18 +7,15 @@ os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
 
-import dataclasses
-import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import hypothesis
 import jax
 import numpy as np
 import pytest
+from golden import Golden
 
-from scaling_jax.config import ModelConfig
 from scaling_jax.data import prepare
 from scaling_jax.data.shards import Index, Shards
 
@@ -83,62 +80,9 @@ def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@dataclasses.dataclass(frozen=True)
-class Golden:
-    """What open_lm itself computed from given weights and tokens."""
-
-    settings: dict[str, Any]
-    arrays: Mapping[str, np.ndarray]
-
-    def model(self, **changes: Any) -> ModelConfig:
-        return ModelConfig(
-            width=self.settings["hidden_dim"],
-            layers=self.settings["n_layers"],
-            heads=self.settings["n_heads"],
-            vocabulary_size=self.settings["vocab_size"],
-            sequence_length=self.settings["seq_len"],
-            **changes,
-        )
-
-    def params(self, group: str) -> dict[str, Any]:
-        """The weights called `group`/... in our nesting; torch stores (out, in)."""
-        width = self.settings["hidden_dim"]
-
-        def layers(name: str, change: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-            names = (
-                f"{group}/layers.{layer}.{name}.weight"
-                for layer in range(self.settings["n_layers"])
-            )
-            return np.stack([change(self.arrays[name]) for name in names])
-
-        def gains(name: str) -> dict[str, np.ndarray]:
-            return {"gain": layers(name, lambda gain: gain)}
-
-        return {
-            "embedding": self.arrays[f"{group}/tok_embeddings.weight"],
-            "blocks": {
-                "attention_norm": gains("attention_norm"),
-                "attention": {
-                    "qkv": layers("attention.in_proj", lambda w: w.T.reshape(width, 3, width)),
-                    "out": layers("attention.out_proj", np.transpose),
-                    "query_norm": gains("attention.q_norm"),
-                    "key_norm": gains("attention.k_norm"),
-                },
-                "feed_forward_norm": gains("ffn_norm"),
-                "feed_forward": {
-                    "gate_up": layers("feed_forward.w12", lambda w: w.T.reshape(width, 2, -1)),
-                    "down": layers("feed_forward.w3", np.transpose),
-                },
-            },
-            "norm": {"gain": self.arrays[f"{group}/norm.weight"]},
-            "output": self.arrays[f"{group}/output.weight"].T,
-        }
-
-
 @pytest.fixture(scope="session", params=["tiny", "deep"])
 def golden(request: pytest.FixtureRequest) -> Golden:
     path = GOLDEN / f"openlm_{request.param}.npz"
     if not path.is_file():
         pytest.skip(f"the tensors that open_lm computed are not there: {path}")
-    settings = json.loads(path.with_suffix(".json").read_text())
-    return Golden(settings, dict(np.load(path)))
+    return Golden.load(path)

@@ -55,7 +55,138 @@ def test_predict_prints_the_value_and_its_interval(monkeypatch, capsys, runs_csv
     code, printed, _ = call(monkeypatch, capsys, *words)
     expected = laws.FORMS["over_training"].curve(TRUTH, params=1e9, tokens=2e10)
     assert code == 0
-    assert f"loss/val: {float(expected):.4f}, 90% interval" in printed
+    assert f"loss/val: {float(expected):.5g}, 90% interval" in printed
+
+
+def test_predict_from_a_table_with_other_names_and_units(monkeypatch, capsys, runs_csv, tmp_path):
+    table = pd.read_csv(runs_csv)
+    theirs = pd.DataFrame({"N": table["params"] / 1e9, "D": table["tokens"]})
+    theirs["final"] = table["loss/val"]
+    theirs.to_csv(tmp_path / "theirs.csv", index=False)
+    at = ("--params", "1e9", "--tokens", "2e10")
+    names = ("--columns.N", "params", "--columns.D", "tokens", "--columns.final", "loss/val")
+    words = ("predict", tmp_path / "theirs.csv", *at, *names, "--scale.N", "1e9")
+    code, printed, _ = call(monkeypatch, capsys, *words)
+    assert code == 0
+    assert printed == call(monkeypatch, capsys, "predict", runs_csv, *at)[1]
+
+
+def test_predict_says_which_runs_carry_it(monkeypatch, capsys, runs_csv):
+    words = ("predict", runs_csv, "--params", "1e9", "--tokens", "2e10", "--influence")
+    code, printed, _ = call(monkeypatch, capsys, *words)
+    assert code == 0
+    rows = printed[printed.index("percent_per_percent") :].splitlines()[1:]
+    moves = [float(row.split()[-1]) for row in rows]
+    assert len(moves) == len(pd.read_csv(runs_csv))
+    assert moves == sorted(moves, key=abs, reverse=True)
+    # Were every measured loss 1 % higher, so would be the prediction.
+    assert sum(moves) == pytest.approx(1, abs=1e-3)
+
+
+def test_predict_an_error_from_the_loss(monkeypatch, capsys, runs_csv):
+    table = pd.read_csv(runs_csv)
+    table["error/task"] = 0.75 / (1 + np.exp((2.2 - table["loss/val"]) / 0.9))
+    table.to_csv(runs_csv, index=False)
+    at = ("--params", "1e9", "--tokens", "2e10", "--target", "error/task")
+    words = (*at, "--law", "sigmoid", "--loss", "loss/val", "--chance", "0.75")
+    code, printed, _ = call(monkeypatch, capsys, "predict", runs_csv, *words)
+    loss = laws.FORMS["over_training"].curve(TRUTH, params=1e9, tokens=2e10)
+    expected = float(0.75 / (1 + np.exp((2.2 - loss) / 0.9)))
+    assert code == 0
+    assert f"loss/val: {float(loss):.5g}\nerror/task: {expected:.4g}" in printed
+
+
+def test_coverage_prints_every_cut_and_all(monkeypatch, capsys, runs_csv):
+    code, printed, _ = call(monkeypatch, capsys, "coverage", runs_csv, "--level", "0.8")
+    assert code == 0
+    assert "80% intervals" in printed
+    lines = printed[printed.index("cut_flops") :].splitlines()
+    cuts, (_, count, covered, *_) = lines[1:-1], lines[-1].split()
+    assert len(cuts) >= 2
+    assert int(count) == sum(int(line.split()[2]) for line in cuts)
+    assert float(covered) > 0.8
+
+
+def test_optimum_prints_the_price_of_smaller_models(monkeypatch, capsys, runs_csv):
+    for goal in (("--flops", "1e21"), ("--loss", "2.5", "--inference_tokens", "1e12")):
+        code, printed, _ = call(monkeypatch, capsys, "optimum", runs_csv, *goal)
+        assert code == 0
+        table = printed[printed.index("params_ratio") :].splitlines()
+        at = table[0].split().index("training_ratio")
+        prices = [float(line.split()[at]) for line in table[1:]]
+        assert prices[0] == 1
+        assert prices == sorted(prices)
+        # alpha = beta = 2 eta: half the params, 0.5 (2 - 2^(2 eta))^(-1 / 2 eta) of the compute.
+        half = 0.5 * (2 - 2**0.26) ** (-1 / 0.26)
+        assert prices[2] == pytest.approx(half, rel=1e-3)
+
+
+def test_compare_two_datasets_of_one_table_or_of_two(monkeypatch, capsys, runs_csv, tmp_path):
+    first = pd.read_csv(runs_csv)
+    second = first.assign(**{"loss/val": 1.7 + 1.2 * (first["loss/val"] - 1.7)})
+    second.to_csv(tmp_path / "other.csv", index=False)
+    both = pd.concat([first.assign(dataset="web"), second.assign(dataset="books")])
+    both.to_csv(tmp_path / "both.csv", index=False)
+    at = ("--params", "1e9", "--tokens", "2e10")
+    calls = {
+        "a: web\nb: books": (tmp_path / "both.csv", "--datasets", "web", "books"),
+        f"a: {runs_csv}: data": (runs_csv, tmp_path / "other.csv"),
+    }
+    for label, words in calls.items():
+        code, printed, _ = call(monkeypatch, capsys, "compare", *words, *at)
+        assert code == 0
+        assert printed.startswith(label)
+        (line,) = (line for line in printed.splitlines() if "ratio" in line)
+        ratio = float(line.split()[-3])
+        assert ratio == pytest.approx(1.2 ** (-1 / TRUTH["eta"]), rel=1e-3)
+    words = ("compare", tmp_path / "both.csv", "--datasets", "web", "book", *at)
+    code, _, err = call(monkeypatch, capsys, *words)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "did you mean 'books'?" in err
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t[:2], "2 rows with 'loss/val' are too few"),
+        (lambda t: pd.concat([t[:1]] * 5), "have 1 different params, tokens, which are too few"),
+        (
+            lambda t: t.assign(**{"loss/val": -1.0}),
+            "row 1, column 'loss/val': -1.0 is not a finite",
+        ),
+        (lambda t: t.assign(params=np.nan), "row 1, column 'params'"),
+        (lambda t: t.assign(run="same"), "row 2 repeats the key"),
+        (lambda t: t.drop(columns="tokens"), "column 'tokens' is missing"),
+        (lambda t: t.drop(columns="loss/val"), "no loss/<set> or error/<task> column"),
+        (lambda t: t.assign(dataset=["a"] * 6 + ["b"] * 6), "give --dataset: a, b"),
+    ],
+)
+def test_a_faulty_table_is_one_line(monkeypatch, capsys, runs_csv, change, message):
+    change(pd.read_csv(runs_csv)).to_csv(runs_csv, index=False)
+    words = ("predict", runs_csv, "--params", "1e9", "--tokens", "2e10")
+    code, _, err = call(monkeypatch, capsys, *words)
+    assert code == 2
+    assert message in err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t[t["params"] == 1e7], "all rows have params 1e+07"),
+        (lambda t: t.assign(**{"loss/val": t["loss/val"].to_numpy()[::-1]}), "rises with compute"),
+        (lambda t: pd.concat([t, t[:1]]), "1 rows repeat another one, number 13 the first"),
+        (lambda t: t.assign(**{"loss/val": t["loss/val"].where(t.index > 0)}), "1 of 12 rows lack"),
+        (lambda t: t[:3], "not identified: 3 points for 4 parameters"),
+    ],
+)
+def test_a_doubtful_table_is_fitted_with_a_warning(monkeypatch, capsys, runs_csv, change, message):
+    change(pd.read_csv(runs_csv)).to_csv(runs_csv, index=False)
+    words = ("predict", runs_csv, "--params", "1e9", "--tokens", "2e10")
+    code, printed, _ = call(monkeypatch, capsys, *words)
+    assert code == 0
+    assert f"warning: {message}" in printed or f"warning: loss/val {message}" in printed
 
 
 @pytest.mark.parametrize(
@@ -68,6 +199,13 @@ def test_predict_prints_the_value_and_its_interval(monkeypatch, capsys, runs_csv
         (("fit", "RUNS", "--target", "loss/vla"), "did you mean 'loss/val'"),
         (("fit", "RUNS", "--dataset", "c4"), "no dataset 'c4'"),
         (("fit", "RUNS", "--level", "95"), "between 0 and 1"),
+        (("fit", "RUNS", "--target", "params"), "'params' is no loss/ or error/ column"),
+        (("fit", "RUNS", "--columns.parms", "params"), "did you mean 'params'"),
+        (("coverage", "RUNS", "--cuts", "1"), "leaves 0 runs below"),
+        (("optimum", "RUNS"), "either --flops or --loss"),
+        (("optimum", "RUNS", "--loss", "1"), "reaches no loss of 1"),
+        (("compare", "RUNS", "--params", "1e9", "--tokens", "2e10"), "give --datasets"),
+        (("next", "RUNS", "--params", "1e9", "--tokens", "2e10", "--budget_flops", "1"), "no cand"),
         (("predict", "RUNS", "--params", "1e9"), "--tokens"),
         (("predict", "RUNS", "--params", "-1", "--tokens", "1e9"), "params must be finite"),
         (("predict", "RUNS", "--params", "x", "--tokens", "1e9"), "--params"),
@@ -79,7 +217,7 @@ def test_predict_prints_the_value_and_its_interval(monkeypatch, capsys, runs_csv
         (("data", "prepare"), "at least one task"),
         (("data", "prepare", "python_cod"), "did you mean 'python_code'"),
         (("data", "inspect", "nowhere"), "nowhere/index.json: not found"),
-        (("quickstart", "grid=[]", "--out", "HERE", "--fresh"), "will not remove it"),
+        (("quickstart", "--out", "HERE", "--fresh"), "will not remove it"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(

@@ -69,7 +69,9 @@ def run_testbed(config: str, *overrides: Overrides, out: Path | None = None) -> 
 
 @app.command(name="status")
 def show_testbed_status(config: str, *overrides: Overrides, out: Path | None = None) -> None:
-    """Say how far each run of a testbed is.
+    """Say how far each run of a testbed is, and what it asks for; needs no data.
+
+    Tokens and FLOPs are those asked for; a run trains on the whole steps that they hold.
 
     Args:
       config: a testbed's YAML.
@@ -89,8 +91,9 @@ def show_testbed_status(config: str, *overrides: Overrides, out: Path | None = N
             "state": found.word,
             "step": found.step,
             "steps": found.run.budget.steps,
-            "tokens": found.run.budget.tokens,
-            "flops_6nd": found.run.budget.flops_6nd,
+            "params": found.run.budget.params,
+            "tokens_asked": found.run.budget.tokens_asked,
+            "flops_asked": found.run.budget.flops_asked,
         }
         for found in (runner.status(run, folder) for run in runs)
     ]

@@ -104,6 +104,14 @@ class Shards:
         """Nats per token of the source, where it is known in closed form."""
         return self.index.entropy_rate
 
+    def check_vocabulary(self, size: int) -> None:
+        """Raises a UserError if ids would lie outside a model's vocabulary of `size`."""
+        if self.vocabulary_size > size:
+            raise UserError(
+                f"{self.folder}: prepared with {self.vocabulary_size} token ids, but "
+                f"model.vocabulary_size is {size}"
+            )
+
     def row_count(self, sequence_length: int) -> int:
         """How many rows of sequence_length + 1 tokens there are."""
         return int(self._first_rows(sequence_length)[-1])

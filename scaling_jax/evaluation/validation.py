@@ -90,11 +90,7 @@ def _resampling(count: int, samples: int) -> Float[np.ndarray, "samples count"]:
 def _score_set(config: RunConfig, params: Params, name: str, mesh: Mesh) -> SetScore:
     length, wanted = config.model.sequence_length, config.evaluation.sequences
     shards = Shards.open(Path(config.data.folder) / name / "validation")
-    if shards.vocabulary_size > config.model.vocabulary_size:
-        raise UserError(
-            f"{shards.folder}: prepared with {shards.vocabulary_size} token ids, but "
-            f"model.vocabulary_size is {config.model.vocabulary_size}"
-        )
+    shards.check_vocabulary(config.model.vocabulary_size)
     available = shards.row_count(length)
     if available == 0:
         raise UserError(f"{shards.folder}: holds no row of sequence_length={length}")

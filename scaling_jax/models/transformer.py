@@ -1,9 +1,10 @@
 """The decoder-only transformer of open_lm, in Flax NNX: layers stacked on a leading axis, scanned.
 
 Pre-norm blocks with gain-only LayerNorm, rotary positions, LayerNorm over the whole query and key
-vectors before the heads are split, SwiGLU, and an output matrix of its own. Parameters are kept in
-float32; `ModelConfig.compute_dtype` is the type of activations and of the parameters inside matrix
-products. Each parameter carries the logical names of its axes (`scaling_jax.mesh.RULES`).
+vectors before the heads are split, SwiGLU, and an output matrix of its own; with `norm: rms_norm`
+and without `qk_norm` that of Llama. Parameters are kept in float32; `ModelConfig.compute_dtype` is
+the type of activations and of the parameters inside matrix products. Each parameter carries the
+logical names of its axes (`scaling_jax.mesh.RULES`).
 
 Source: github.com/mlfoundations/open_lm, `open_lm/model.py`; Gadre et al. 2024, appendix B.
 """
@@ -25,22 +26,28 @@ NORM_EPSILON = 1e-5
 LONGEST_UNROLLED = 4
 
 Params = dict[str, Any]
-Rotation = tuple[Float[Array, "length half_head"], Float[Array, "length half_head"]]
+Rotation = tuple[Float[Array, "*batch length half_head"], Float[Array, "*batch length half_head"]]
+Heads = Float[Array, "batch length heads head"]
 
 
-class LayerNorm(nnx.Module):
-    """Normalises the last axis to mean 0 and variance 1, times a gain; statistics in float32."""
+class Norm(nnx.Module):
+    """Brings the last axis to mean square 1, times a gain; statistics in float32.
 
-    def __init__(self, width: int):
-        self.gain = nnx.Param(jnp.ones(width), out_sharding=("gain",))
+    `layer_norm` takes the mean away first; `rms_norm` does not (Zhang and Sennrich 2019).
+    """
+
+    def __init__(self, config: ModelConfig):
+        self.centred = config.norm == "layer_norm"
+        self.gain = nnx.Param(jnp.ones(config.width), out_sharding=("gain",))
 
     def __call__(self, x: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
         """Normalises `x`."""
         exact = x.astype(jnp.float32)
-        centred = exact - exact.mean(axis=-1, keepdims=True)
-        variance = jnp.square(centred).mean(axis=-1, keepdims=True)
+        if self.centred:
+            exact = exact - exact.mean(axis=-1, keepdims=True)
+        mean_square = jnp.square(exact).mean(axis=-1, keepdims=True)
         gain = self.gain[...].astype(x.dtype).astype(jnp.float32)
-        return (centred * jax.lax.rsqrt(variance + NORM_EPSILON) * gain).astype(x.dtype)
+        return (exact * jax.lax.rsqrt(mean_square + NORM_EPSILON) * gain).astype(x.dtype)
 
 
 class Attention(nnx.Module):
@@ -54,13 +61,18 @@ class Attention(nnx.Module):
         self.qkv = _normal(key_in, (width, 3, width), _scale(width), ("embed", "qkv", "heads"))
         self.out = _normal(key_out, (width, width), _scale(width, depth), ("heads", "embed"))
         if config.qk_norm:
-            self.query_norm = LayerNorm(width)
-            self.key_norm = LayerNorm(width)
+            self.query_norm = Norm(config)
+            self.key_norm = Norm(config)
 
     def __call__(
         self, x: Float[Array, "batch length width"], rotation: Rotation
     ) -> Float[Array, "batch length width"]:
         """Mixes each position of `x` with those before it."""
+        query, key, value = self.split(x, rotation)
+        return self.join(jax.nn.dot_product_attention(query, key, value, is_causal=True))
+
+    def split(self, x: Float[Array, "batch length width"], rotation: Rotation) -> tuple[Heads, ...]:
+        """Query, key and value of each head; the first two turned by their positions."""
         # Left in the order the product has them: moving the axis of three would copy everything.
         qkv = jnp.einsum("btd,dce->btce", x, self.qkv[...].astype(x.dtype))
         qkv = constrain(qkv, "batch", "length", "qkv", "heads")
@@ -69,10 +81,11 @@ class Attention(nnx.Module):
             query, key = self.query_norm(query), self.key_norm(key)
         split = (*x.shape[:2], self.config.heads, self.config.head_width)
         query, key, value = (part.reshape(split) for part in (query, key, value))
-        mixed = jax.nn.dot_product_attention(
-            rotate(query, rotation), rotate(key, rotation), value, is_causal=True
-        )
-        return mixed.reshape(x.shape) @ self.out[...].astype(x.dtype)
+        return rotate(query, rotation), rotate(key, rotation), value
+
+    def join(self, mixed: Heads) -> Float[Array, "batch length width"]:
+        """From what each head has mixed to one vector a position."""
+        return mixed.reshape(*mixed.shape[:2], -1) @ self.out[...].astype(mixed.dtype)
 
 
 class FeedForward(nnx.Module):
@@ -98,9 +111,9 @@ class Block(nnx.Module):
 
     def __init__(self, config: ModelConfig, key: jax.Array, depth: Int[Array, ""]):
         key_attention, key_feed_forward = jax.random.split(key)
-        self.attention_norm = LayerNorm(config.width)
+        self.attention_norm = Norm(config)
         self.attention = Attention(config, key_attention, depth)
-        self.feed_forward_norm = LayerNorm(config.width)
+        self.feed_forward_norm = Norm(config)
         self.feed_forward = FeedForward(config, key_feed_forward, depth)
 
     def __call__(
@@ -130,7 +143,7 @@ class Transformer(nnx.Module):
             transform_metadata={nnx.PARTITION_NAME: "layer"},
         )
         self.blocks = stack(jax.random.split(key_blocks, layers), jnp.arange(layers))
-        self.norm = LayerNorm(width)
+        self.norm = Norm(config)
         self.output = _normal(
             key_output, (width, vocabulary), _scale(width), ("embed", "vocabulary")
         )
@@ -208,11 +221,9 @@ def rotation_tables(config: ModelConfig, length: int) -> Rotation:
     return jnp.cos(angles).astype(dtype), jnp.sin(angles).astype(dtype)
 
 
-def rotate(
-    x: Float[Array, "batch length heads head"], rotation: Rotation
-) -> Float[Array, "batch length heads head"]:
+def rotate(x: Heads, rotation: Rotation) -> Heads:
     """Turns each (first half, second half) pair of a head by its position's angle (GPT-NeoX)."""
-    cosine, sine = (table[:, None, :] for table in rotation)
+    cosine, sine = (table[..., None, :] for table in rotation)
     first, second = jnp.split(x, 2, axis=-1)
     return jnp.concatenate(
         [first * cosine - second * sine, second * cosine + first * sine], axis=-1

@@ -30,7 +30,8 @@ def expand(testbed: TestbedConfig, source: str = "testbed") -> list[PlannedRun]:
     """Every run of `testbed`, smallest training compute first.
 
     Raises:
-      UserError: naming `source`, if a run's config is faulty, or one run stands in the grid twice.
+      UserError: naming `source`, if a run's config is faulty, one run stands in the grid twice, or
+        there is no run in it.
     """
     runs = [
         _plan_run(testbed, source, block.role, *choice)
@@ -39,6 +40,8 @@ def expand(testbed: TestbedConfig, source: str = "testbed") -> list[PlannedRun]:
             block.datasets, block.sizes, block.token_multipliers, block.seeds
         )
     ]
+    if not runs:
+        raise UserError(f"{source}: its grid holds no run")
     names = [run.name for run in runs]
     for name in names:
         if names.count(name) > 1:

@@ -10,9 +10,13 @@ from scaling_jax.models import counting
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-    """`tokens` = `steps` x `tokens_per_step` is what is really trained on: the laws' D."""
+    """`tokens` = `steps` x `tokens_per_step` is what is really trained on: the laws' D.
+
+    `tokens_asked` is what the config asks for, less than one step more.
+    """
 
     params: int
+    tokens_asked: int
     steps: int
     tokens_per_step: int
 
@@ -30,6 +34,11 @@ class Budget:
     def flops_6nd(self) -> float:
         """C = 6 N D."""
         return counting.flops_6nd(self.params, self.tokens)
+
+    @property
+    def flops_asked(self) -> float:
+        """C of the tokens asked for, which is how the paper counts a run."""
+        return counting.flops_6nd(self.params, self.tokens_asked)
 
 
 def plan(config: RunConfig) -> Budget:
@@ -58,4 +67,4 @@ def plan(config: RunConfig) -> Budget:
             f"{steps}: its learning rate never starts to fall",
             stacklevel=2,
         )
-    return Budget(params, steps, tokens_per_step)
+    return Budget(params, wished, steps, tokens_per_step)

@@ -238,7 +238,7 @@ def _reopen(path: Path, done: int) -> TextIO:
 def _open_batches(config: RunConfig, budget: Budget) -> Batches:
     """The training data of `config`; warns when the budget needs them more than once."""
     shards = Shards.open(Path(config.data.folder) / config.data.dataset / "train")
-    check_vocabulary(shards, config)
+    shards.check_vocabulary(config.model.vocabulary_size)
     batches = Batches(shards, config.model.sequence_length, config.batch_size, config.seed)
     if batches.epochs(budget.steps) > 1:
         warnings.warn(
@@ -247,15 +247,6 @@ def _open_batches(config: RunConfig, budget: Budget) -> Batches:
             stacklevel=3,
         )
     return batches
-
-
-def check_vocabulary(shards: Shards, config: RunConfig) -> None:
-    """Raises a UserError if token ids of `shards` would lie outside the model's vocabulary."""
-    if shards.vocabulary_size > config.model.vocabulary_size:
-        raise UserError(
-            f"model.vocabulary_size={config.model.vocabulary_size} is smaller than the "
-            f"{shards.vocabulary_size} ids of the vocabulary that {shards.folder} was prepared with"
-        )
 
 
 def _check_same(meta: checkpoint.Meta, identity: dict[str, str], folder: Path) -> None:

@@ -25,6 +25,7 @@ class Hyperparameters(NamedTuple):
 
     learning_rate: Scalar
     minimum_learning_rate: Scalar
+    learning_rate_floor: Scalar
     warmup_steps: Scalar
     total_steps: Scalar
     weight_decay: Scalar
@@ -41,6 +42,7 @@ def hyperparameters(config: RunConfig, budget: Budget) -> Hyperparameters:
     return Hyperparameters(
         learning_rate=optimizer.learning_rate,
         minimum_learning_rate=optimizer.minimum_learning_rate,
+        learning_rate_floor=optimizer.learning_rate_floor,
         warmup_steps=float(optimizer.warmup_steps),
         total_steps=float(budget.steps),
         weight_decay=optimizer.weight_decay,
@@ -56,14 +58,15 @@ def learning_rate(hyper: Hyperparameters, step: Int[Array, ""] | int) -> Float[A
     """Rate used by the update that follows `step` finished updates.
 
     Linear warm-up whose first rate is peak / warmup_steps, then half a cosine. The minimum lies one
-    step beyond the last, so it is never quite reached.
+    step beyond the last, so it is never quite reached. The floor cuts the cosine off, not the
+    warm-up.
     """
     step = jnp.asarray(step, jnp.float32)
     peak, low, warmup = hyper.learning_rate, hyper.minimum_learning_rate, hyper.warmup_steps
     rising = peak * (step + 1) / jnp.maximum(warmup, 1)
     progress = (step - warmup) / jnp.maximum(hyper.total_steps - warmup, 1)
     falling = low + 0.5 * (1 + jnp.cos(jnp.pi * progress)) * (peak - low)
-    return jnp.where(step < warmup, rising, falling)
+    return jnp.where(step < warmup, rising, jnp.maximum(falling, hyper.learning_rate_floor))
 
 
 def adam(hyper: Hyperparameters) -> optax.GradientTransformation:

@@ -85,6 +85,8 @@ def test_all_datasets_are_named_once():
         ),
         ({"grid": [{**CONTENT["grid"][1], "token_multipliers": [1e-4]}]}, "less than one step"),
         ({"laws": {"level": 2}}, "laws.level"),
+        ({"grid": []}, "its grid holds no run"),
+        ({"grid": [{**CONTENT["grid"][1], "sizes": []}]}, "its grid holds no run"),
     ],
 )
 def test_a_faulty_testbed_is_refused_in_one_line(change, message):

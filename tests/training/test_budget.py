@@ -27,6 +27,7 @@ def test_whole_steps_that_fit_are_trained_and_counted_exactly(wished, batch_size
     plan = budget.plan(run(batch_size=batch_size, tokens=wished))
     assert plan.tokens_per_step == batch_size * 10
     assert plan.tokens == plan.steps * batch_size * 10
+    assert plan.tokens_asked == wished
     assert plan.tokens <= wished < plan.tokens + batch_size * 10
 
 

@@ -280,7 +280,7 @@ def test_restore_gives_the_trained_parameters(config, whole, finished):
     [
         ({"tokens": 127}, "127 tokens is less than one step of 128"),
         ({"data": {"dataset": "wolk"}}, r"wolk/train/index\.json: not found"),
-        ({"model": {"vocabulary_size": 32}}, "vocabulary_size=32 is smaller than the 40 ids"),
+        ({"model": {"vocabulary_size": 32}}, "40 token ids, but model.vocabulary_size is 32"),
         ({"model": {"sequence_length": 1000}, "tokens": 10**6}, "hold no row of sequence_length"),
         ({"batch_size": 12}, "batch_size=12 is not divisible by"),
         ({"mesh": {"data": 3}}, "data=3, fsdp=1, tensor=1 makes 3 devices, but there are 8"),

@@ -19,6 +19,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 HYPER = Hyperparameters(
     learning_rate=3e-3,
     minimum_learning_rate=3e-5,
+    learning_rate_floor=0.0,
     warmup_steps=10.0,
     total_steps=50.0,
     weight_decay=0.1,
@@ -72,15 +73,19 @@ def test_no_warm_up_starts_at_the_peak():
     assert np.all(np.diff(found) < 0)
 
 
+def test_a_floor_cuts_off_the_cosine_but_not_the_warm_up():
+    free, found = (rates(HYPER._replace(learning_rate_floor=floor), 50) for floor in (0.0, 1e-3))
+    assert np.array_equal(found[:10], free[:10])
+    assert found[0] < 1e-3
+    assert np.array_equal(found[10:], np.maximum(free[10:], np.float32(1e-3)))
+    assert free[-1] < 1e-3
+
+
 def test_rates_are_those_that_open_lm_used(golden):
-    settings = golden.settings
-    hyper = HYPER._replace(
-        learning_rate=settings["lr"],
-        minimum_learning_rate=settings["min_lr"],
-        warmup_steps=float(settings["warmup"]),
-        total_steps=float(settings["steps"]),
-    )
-    np.testing.assert_allclose(rates(hyper, settings["steps"]), golden.arrays["lr"], rtol=2e-5)
+    run = golden.run("data")
+    hyper = optimizer.hyperparameters(run, budget.plan(run))
+    steps = golden.settings.steps
+    np.testing.assert_allclose(rates(hyper, steps), golden.arrays["lr"], rtol=2e-5)
 
 
 def random_tree(random, scale=1.0):
@@ -171,7 +176,13 @@ def test_without_gradients_every_parameter_of_the_model_decays(model):
 
 def test_hyperparameters_are_those_of_the_config(config):
     chosen = dataclasses.replace(
-        config.optimizer, weight_decay=0.2, beta1=0.8, beta2=0.99, epsilon=1e-6, warmup_steps=7
+        config.optimizer,
+        weight_decay=0.2,
+        beta1=0.8,
+        beta2=0.99,
+        epsilon=1e-6,
+        warmup_steps=7,
+        learning_rate_floor=1e-4,
     )
     run = dataclasses.replace(config, optimizer=chosen, z_loss_weight=0.5)
     with warnings.catch_warnings():

@@ -106,45 +106,6 @@ def test_runs_of_one_size_share_one_compilation(model, batches, hyper, make_mesh
     assert not [record for record in caplog.records if "compil" in record.message.lower()]
 
 
-@pytest.mark.slow
-def test_training_is_that_of_open_lm(golden, make_mesh):
-    """Every step's losses, gradient norm and rate, and the weights after the last."""
-    settings, model, mesh = golden.settings, golden.model(), make_mesh("one")
-    hyper = Hyperparameters(
-        learning_rate=settings["lr"],
-        minimum_learning_rate=settings["min_lr"],
-        warmup_steps=float(settings["warmup"]),
-        total_steps=float(settings["steps"]),
-        weight_decay=settings["weight_decay"],
-        beta1=settings["beta1"],
-        beta2=settings["beta2"],
-        epsilon=settings["eps"],
-        gradient_clip_norm=settings["clip"],
-        z_loss_weight=settings["z_loss"],
-    )
-    params = jax.tree.map(jax.numpy.array, golden.params("init"))
-    current = state.TrainState(
-        params=params,
-        moments=optimizer.initial_moments(params),
-        step=jax.numpy.zeros((), jax.numpy.int32),
-    )
-    train_step = step.compiled(model, settings["batch"], 1, mesh)
-    found = []
-    for rows in golden.arrays["tokens"]:
-        current, metrics = train_step(current, rows, hyper)
-        found.append(metrics)
-    found = step.Metrics(*np.array(found, np.float64).T)
-    expected = golden.arrays
-    np.testing.assert_allclose(found.learning_rate, expected["lr"], rtol=2e-5)
-    np.testing.assert_allclose(found.loss, expected["ce_loss"], rtol=1e-5)
-    np.testing.assert_allclose(found.loss + found.z_loss, expected["train_loss"], rtol=1e-5)
-    np.testing.assert_allclose(found.gradient_norm, expected["grad_norm"], rtol=2e-4)
-    for one, other in zip(
-        *map(jax.tree.leaves, (current["params"], golden.params("final"))), strict=True
-    ):
-        assert np.linalg.norm(one - other) < 1e-4 * np.linalg.norm(other)
-
-
 def test_a_batch_that_does_not_split_is_refused(model, make_mesh):
     with pytest.raises(UserError, match=r"batch_size=12 is not .* 8 x 1 x 1") as caught:
         step.compiled(model, 12, 1, make_mesh("data"))
