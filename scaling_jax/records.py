@@ -11,6 +11,8 @@ Columns
     seed, step
     loss/<set>        cross-entropy in nats per token, with 95 % bounds loss/<set>/low and /high
     error/<task>      1 - accuracy, with bounds in the same way
+    bits_per_byte/<set>   the loss in bits per byte of text, comparable between vocabularies
+    unique_tokens     tokens trained on that were no repetition; absent means that it is not known
 Other columns are kept as they are. A table with other names or units is read by saying what its
 columns are:
 
@@ -29,7 +31,8 @@ from scaling_jax.errors import UserError, nearest
 IDENTITY_COLUMNS = ("run", "dataset", "model")
 COUNT_COLUMNS = ("params", "tokens")
 DERIVED_COLUMNS = ("token_multiplier", "flops_6nd")
-MEASURE_PREFIXES = ("loss/", "error/")
+BITS_PER_BYTE = "bits_per_byte/"
+MEASURE_PREFIXES = ("loss/", "error/", BITS_PER_BYTE)
 SUFFIXES = (".csv", ".parquet", ".json")
 
 
@@ -54,7 +57,8 @@ def read(
         raise UserError(f"{path}: no such records table")
     try:
         if path.suffix == ".csv":
-            table = pd.read_csv(path)
+            # Names are text, also those that look like numbers.
+            table = pd.read_csv(path, dtype=dict.fromkeys(IDENTITY_COLUMNS, "str"))
         elif path.suffix == ".parquet":
             table = pd.read_parquet(path)
         elif path.suffix == ".json":

@@ -41,18 +41,32 @@ def call(monkeypatch, capsys, *words: object) -> tuple[int, str, str]:
 
 
 def test_fit_prints_the_law_and_writes_it(monkeypatch, capsys, runs_csv, tmp_path):
-    out = tmp_path / "fit.json"
-    code, printed, _ = call(monkeypatch, capsys, "fit", runs_csv, "--out", out)
+    out, plots = tmp_path / "fit.json", tmp_path / "plots"
+    words = ("fit", runs_csv, "--out", out, "--plots", plots)
+    code, printed, _ = call(monkeypatch, capsys, *words)
     assert code == 0
+    measured = laws.coverage(pd.read_csv(runs_csv), "over_training", "loss/val")
+    held = f"90% intervals held {measured.covered:.0%} of {measured.count} larger runs"
+    assert f"at {len(measured.cuts)} compute cuts inside these runs, {held}" in printed
+    assert {path.name for path in plots.rglob("*.png")} >= {"prediction.png", "influence.png"}
     (fitted,) = json.loads(out.read_text())["fits"]
     assert fitted["parameters"] == pytest.approx(TRUTH, rel=1e-4)
     assert "eta" in printed
     assert "0.13" in printed
 
 
-def test_predict_prints_the_value_and_its_interval(monkeypatch, capsys, runs_csv):
-    words = ("predict", runs_csv, "--params", "1e9", "--tokens", "2e10")
+def test_fit_says_when_the_intervals_cannot_be_measured(monkeypatch, capsys, runs_csv):
+    pd.read_csv(runs_csv)[:8].to_csv(runs_csv, index=False)
+    code, printed, _ = call(monkeypatch, capsys, "fit", runs_csv)
+    assert code == 0
+    assert "the intervals could not be measured on these runs" in printed
+
+
+def test_predict_prints_the_value_and_its_interval(monkeypatch, capsys, runs_csv, tmp_path):
+    plot = tmp_path / "fan.svg"
+    words = ("predict", runs_csv, "--params", "1e9", "--tokens", "2e10", "--plot", plot)
     code, printed, _ = call(monkeypatch, capsys, *words)
+    assert plot.read_text().startswith("<?xml")
     expected = laws.FORMS["over_training"].curve(TRUTH, params=1e9, tokens=2e10)
     assert code == 0
     assert f"loss/val: {float(expected):.5g}, 90% interval" in printed
@@ -232,6 +246,32 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     assert err.startswith("error: ")
     assert err.count("\n") == 1
     assert sorted(tmp_path.rglob("*")) == before
+
+
+COLUMN = """
+name: column
+run:
+  model: {layers: 1, heads: 2, vocabulary_size: 264, sequence_length: 32}
+  data: {validation: [a]}
+  batch_size: 4
+  optimizer: {schedule: warmup_stable_decay}
+sizes: {s: {model: {width: 16}}}
+grid: [{role: fit, datasets: [a], sizes: [s], token_multipliers: [10, 20, 40]}]
+"""
+
+
+def test_status_says_what_branches_save(monkeypatch, capsys, tmp_path):
+    """0.8 x 40 of the trunk and 0.2 x (10 + 20 + 40) of the decays, where separate runs take 70."""
+    (tmp_path / "column.yaml").write_text(COLUMN)
+    words = ("testbed", "status", tmp_path / "column.yaml", "--out", tmp_path)
+    code, printed, _ = call(monkeypatch, capsys, *words)
+    assert code == 0
+    assert "branches save 34%" in printed  # 1 - 46 / 70
+    rows = [line.split() for line in printed.splitlines() if line.split()[:1] == ["a-s-m20"]]
+    assert "a-s-m10" in rows[0]
+    code, printed, _ = call(monkeypatch, capsys, *words, "run.optimizer.schedule=cosine")
+    assert code == 0
+    assert "branches save" not in printed
 
 
 def test_help_is_there_at_once():

@@ -148,3 +148,11 @@ def test_csv_keeps_every_digit(tmp_path_factory, values):
     path = tmp_path_factory.mktemp("csv") / "runs.csv"
     records.write(pd.DataFrame({"params": values, "tokens": values}), path)
     assert list(records.read(path)["params"]) == values
+
+
+def test_names_that_look_like_numbers_stay_names(tmp_path):
+    table = records.check(pd.DataFrame({"params": [1e7], "tokens": [2e8], "loss/val": [3.0]}))
+    records.write(table.assign(run="007"), tmp_path / "runs.csv")
+    found = records.read(tmp_path / "runs.csv")
+    assert found["run"].tolist() == ["007"]
+    assert found["model"].tolist() == ["1e+07"]

@@ -1,5 +1,6 @@
 """`scaling-jax data`: fetch public data, prepare and inspect token shards."""
 
+import re
 from pathlib import Path
 
 import cyclopts
@@ -31,52 +32,107 @@ def prepare_data(
     *tasks: str,
     out: Path = Path("data"),
     vocabulary: str = "bytes",
-    shards: int = 1,
+    shards: int | None = None,
+    workers: int = 1,
+    shard: str = "1/1",
     data_dir: Path | None = None,
 ) -> None:
-    """Turn corpora into token shards: OUT/TASK/train and OUT/TASK/validation.
+    """Turn documents into token shards: OUT/NAME/train and OUT/NAME/validation.
+
+    What is finished is kept: the same command goes on where it was stopped.
 
     Args:
-      tasks: python_code, python_docs, zipf_markov, or paths to your own .txt or .jsonl text.
+      tasks: python_code, python_docs, zipf_markov; paths to .txt, .jsonl (.gz, .zst), .parquet or
+        .array_record files or a folder of those; tfds:NAME:VERSION; data configs, such as c4,
+        c4_tfds, refinedweb, redpajama or your own YAML; and key=value changes to those.
       out: folder for the shards.
       vocabulary: bytes, a SentencePiece file.model or a Hugging Face tokenizer.json.
-      shards: how many files a split is spread over.
-      data_dir: where tensorflow-datasets keeps what it builds.
+      shards: how many files a split is spread over; by default by its size. The tokens are the
+        same for any number.
+      workers: processes.
+      shard: i/n, on machine i of n that share OUT: it makes every n-th file.
+      data_dir: where tensorflow-datasets keeps what it builds, and looks for tfds:NAME.
     """
     from scaling_jax.data import prepare
+    from scaling_jax.data.meter import Meter
+    from scaling_jax.terminal import say
 
-    if not tasks:
+    overrides = [task for task in tasks if "=" in task]
+    names = [task for task in tasks if "=" not in task]
+    if not names:
         raise UserError("data prepare: name at least one task")
-    for task in tasks:
-        prepare.prepare(
-            task,
-            out=out,
-            vocabulary=vocabulary,
-            shards=shards,
-            data_dir=data_dir,
-            progress=prepare.print_finished,
-        )
+    machine = _machine(shard)
+    for name in names:
+        with Meter(name) as meter:
+            indices = prepare.prepare(
+                name,
+                out=out,
+                vocabulary=vocabulary,
+                overrides=overrides,
+                shards=shards,
+                workers=workers,
+                machine=machine,
+                data_dir=data_dir,
+                begin=meter.begin,
+                report=meter.report,
+            )
+        for index in indices:
+            say(prepare.describe(index))
+        if not indices:
+            say(f"{name}: part {shard} is done; the split is there when all parts are")
 
 
 @app.command(name="inspect")
-def inspect_data(folder: Path, *, sequence_length: int = 256, samples: int = 3) -> None:
-    """Look into a prepared split: sizes, document lengths, duplicates, decoded rows.
+def inspect_data(
+    *folders: Path, sequence_length: int = 256, samples: int = 3, limit: int = 10**9
+) -> None:
+    """Look into prepared splits: sizes, document lengths, duplicates, decoded rows.
 
     Args:
-      folder: of the split, such as data/python_code/train.
+      folders: of splits, such as data/python_code/train; of several, the share of each is told.
       sequence_length: of the rows.
       samples: how many rows to decode.
+      limit: lengths and duplicates are those of so many tokens from the beginning.
     """
     from scaling_jax.data.inspect import inspect
+    from scaling_jax.data.shards import Shards
     from scaling_jax.terminal import say
 
-    found = inspect(folder, sequence_length, samples)
-    lengths = ", ".join(f"{q:.0%}: {n:,}" for q, n in found.document_lengths.items())
-    say(f"{found.task} {found.split}: {found.documents:,} documents, {found.tokens:,} tokens")
-    say(f"bytes per token: {found.bytes_per_token:.3f}")
-    say(f"document lengths in tokens, by quantile: {lengths}")
-    say(f"rows of {sequence_length}: {found.rows:,}, duplicates {found.duplicate_rows:.2%}")
-    if found.entropy_rate is not None:
-        say(f"entropy rate: {found.entropy_rate:.4f} nats per token")
-    for sample in found.samples:
-        say(f"--- row\n{sample}")
+    if not folders:
+        raise UserError("data inspect: name the folder of a split, such as data/python_code/train")
+    total = sum(Shards.open(folder).token_count for folder in folders)
+    for folder in folders:
+        found = inspect(folder, sequence_length, samples, limit)
+        share = f", {found.tokens / total:.2%} of all" if len(folders) > 1 else ""
+        say(f"{found.task} {found.split}: {found.documents:,} documents, {found.tokens:,} tokens")
+        say(f"text: {found.text_bytes:,} bytes, {found.bytes_per_token:.3f} a token{share}")
+        for kind, count in found.skipped.items():
+            say(f"left out, {kind}: {count:,} documents")
+        if found.entropy_rate is not None:
+            say(f"entropy rate: {found.entropy_rate:.4f} nats per token")
+        if found.tokens_read < found.tokens:
+            say(f"of the first {found.tokens_read:,} tokens:")
+        lengths = ", ".join(f"{q:.0%}: {n:,}" for q, n in found.document_lengths.items())
+        say(f"document lengths in tokens, by quantile: {lengths}")
+        for line in _bars(found.length_histogram):
+            say(line)
+        say(f"rows of {sequence_length}: {found.rows:,}, duplicates {found.duplicate_rows:.2%}")
+        for sample in found.samples:
+            say(f"--- row\n{sample}")
+
+
+def _bars(histogram: dict[int, int]) -> list[str]:
+    """A line for each range of lengths: how many documents, and a bar as long as that is many."""
+    most = max(histogram.values())
+    return [
+        f"{least:>12,} to {2 * least - 1:>11,}  {count:>11,}  {'#' * round(40 * count / most)}"
+        for least, count in histogram.items()
+    ]
+
+
+def _machine(shard: str) -> tuple[int, int]:
+    """ "2/8" as (1, 8)."""
+    match = re.fullmatch(r"(\d+)/(\d+)", shard)
+    if match and 1 <= int(match[1]) <= int(match[2]):
+        return int(match[1]) - 1, int(match[2])
+    raise UserError(f"shard={shard}: give i/n, from 1/n to n/n")

@@ -82,7 +82,7 @@ def _vocabulary(config: "RunConfig", name: str | None) -> "Vocabulary":
     if name is not None:
         found = vocabularies.vocabulary(name)
     else:
-        folder = Path(config.data.folder) / config.data.dataset / "train"
+        folder = Path(config.data.folder) / next(iter(config.data.parts)) / "train"
         if not (folder / INDEX_FILE).is_file():
             raise UserError(
                 f"{folder / INDEX_FILE}: not found, and it would say which vocabulary the run was "

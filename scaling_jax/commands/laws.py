@@ -1,46 +1,51 @@
-"""`scaling-jax fit`, `predict`, `optimum` and `next`: from a records table to answers."""
+"""`scaling-jax fit`, `predict` and `coverage`: from a records table to a law and predictions."""
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any
 
+from cyclopts import Parameter
+
+from scaling_jax.commands.law_options import ErrorOptions, LawOptions, dataset_names, one_dataset
 from scaling_jax.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from scaling_jax.laws import Fit
+    from scaling_jax.laws import Chained, Fit, Form, Prediction
+    from scaling_jax.laws.coverage import Score
+
+LAW, ERRORS = LawOptions(), ErrorOptions()
 
 
 def fit(
     table: Path,
     *,
-    law: str = "over_training",
-    target: str | None = None,
     dataset: str | None = None,
-    loss: str | None = None,
-    chance: float | None = None,
-    level: float = 0.9,
     out: Path | None = None,
+    plots: Path | None = None,
+    options: LawOptions = LAW,
+    errors: ErrorOptions = ERRORS,
 ) -> None:
     """Fit a law to a records table, one fit a dataset; predict the rows in role held_out.
 
+    It also says how often its intervals held on the table itself, as `coverage` measures it.
+
     Args:
-      table: CSV, Parquet or JSON with params, tokens and loss/<set> or error/<task> columns.
-      law: its name.
-      target: the column to fit; may be left out where the table has only one.
+      table: CSV, Parquet or JSON with params, tokens and loss/SET or error/TASK columns.
       dataset: only its rows.
-      loss: for error laws, the loss column that is their input.
-      chance: for error laws, the error of guessing, to which the asymptote is pinned.
-      level: of the intervals.
       out: a JSON file for the fits.
+      plots: a folder for figures of the law, PLOTS/DATASET/*.png.
     """
+    from scaling_jax import laws
+    from scaling_jax.report import gallery
     from scaling_jax.report.page import held_out_table, parameter_table
     from scaling_jax.terminal import print_table, say
     from scaling_jax.testbeds import analysis
 
-    rows = _rows(table, dataset)
-    fits = analysis.fit_law(rows, law, _target(rows, target), loss=loss, chance=chance, level=level)
+    rows, level = options.read(table, dataset), options.level
+    target, error = options.column(rows), dataclasses.asdict(errors)
+    fits = analysis.fit_law(rows, options.law, target, level=level, **error)
     print_table(parameter_table(fits), f"parameters, {level:.0%} intervals")
     held_out = held_out_table(fits)
     if not held_out.empty:
@@ -48,6 +53,13 @@ def fit(
     for fitted in fits:
         for warning in fitted["warnings"]:
             say(f"warning: {fitted['dataset']}: {warning}")
+    for name in dataset_names(rows):
+        known, held_out = analysis.split(rows[rows["dataset"] == name])
+        say(f"{name}: {_measured_coverage(known, target, options, error)}")
+        if plots:
+            law = laws.fit(options.law, known, target=target, **error)
+            for kind, figure in gallery.figures_of(law, held_out).items():
+                say(f"{gallery.save(figure, plots / name / f'{kind}.png')}")
     if out:
         analysis.write(fits, out)
         say(f"{out}")
@@ -58,144 +70,157 @@ def predict(
     *,
     params: float,
     tokens: float,
-    law: str = "over_training",
-    target: str | None = None,
+    unique_tokens: float | None = None,
     dataset: str | None = None,
-    level: float = 0.9,
     method: str = "calibrated",
+    influence: bool = False,
+    plot: Path | None = None,
+    options: LawOptions = LAW,
+    errors: ErrorOptions = ERRORS,
 ) -> None:
-    """Predict the loss of a run with so many parameters and tokens, with an interval.
+    """Predict the loss or error of a run with so many parameters and tokens, with an interval.
+
+    An error is predicted from the loss that law over_training predicts, where --loss is given.
 
     Args:
       table: as for fit.
       params: N of the run.
       tokens: D of the run.
-      law: its name.
-      target: the column to predict; may be left out where the table has only one.
+      unique_tokens: of these, those not repeated; for law data_constrained.
       dataset: only its rows; may be left out where the table has only one.
-      level: of the interval.
-      method: of the interval.
+      method: of the interval: calibrated, delta, pairs, residual, families or bayes.
+      influence: also print which runs carry the prediction.
+      plot: a figure of the law and its interval up to there, FILE.png, .pdf or .svg.
     """
-    from scaling_jax.terminal import say
+    from scaling_jax import laws
+    from scaling_jax.report import figures, gallery
+    from scaling_jax.terminal import print_table, say
+    from scaling_jax.testbeds import analysis
 
-    fitted = _fitted(table, law, target, dataset)
-    found = fitted.predict(params=params, tokens=tokens, level=level, method=method)
-    interval = f"{level:.0%} interval {found.low:.4f} to {found.high:.4f}"
-    say(f"{fitted.target}: {found.value:.4f}, {interval}")
-    for warning in (*fitted.warnings, *found.warnings):
-        say(f"warning: {warning}")
+    def draw(law: "Fit | Chained") -> None:
+        if plot:
+            until, multipliers = 6 * params * tokens, [tokens / params]
+            fan = figures.prediction_fan(
+                law, token_multipliers=multipliers, held_out=held_out, until=until
+            )
+            say(f"{gallery.save(fan, plot)}")
+
+    rows, held_out = analysis.split(one_dataset(options.read(table, dataset), table))
+    target = options.column(rows)
+    fitted = laws.fit(options.law, rows, target=target, loss=errors.loss, chance=errors.chance)
+    if errors.loss is None:
+        at = _inputs(fitted.form, params, tokens, unique_tokens)
+        found = fitted.predict(level=options.level, method=method, **at)
+        _say_prediction(target, found, fitted.warnings)
+        if influence:
+            print_table(_influences(fitted, at, found.value), "runs that carry it, most first")
+        draw(fitted)
+        return
+    if influence or method != "calibrated":
+        raise UserError("predict: --influence and --method are for laws that read no --loss")
+    loss = laws.fit("over_training", rows, target=errors.loss)
+    at = _inputs(loss.form, params, tokens, unique_tokens)
+    chain = laws.chained(loss, fitted)
+    found = chain.predict(level=options.level, **at)
+    say(f"{errors.loss}: {loss.curve(**at):.5g}")
+    _say_prediction(target, found, (*loss.warnings, *fitted.warnings))
+    draw(chain)
 
 
-def optimum(
+def coverage(
     table: Path,
     *,
-    flops: float | None = None,
-    loss: float | None = None,
-    inference_tokens: float = 0.0,
-    law: str = "over_training",
-    target: str | None = None,
+    cuts: Annotated[list[float] | None, Parameter(consume_multiple=True)] = None,
     dataset: str | None = None,
-    level: float = 0.9,
+    method: str = "calibrated",
+    options: LawOptions = LAW,
+    errors: ErrorOptions = ERRORS,
 ) -> None:
-    """The best params and tokens for a training budget, or for a loss and the tokens to be served.
+    """How often intervals hold on your own runs: fit the cheap ones, predict the dear ones.
 
     Args:
       table: as for fit.
-      flops: training compute 6ND to spend: the lowest loss for it.
-      loss: to be reached: the lowest cost of training and serving for it.
-      inference_tokens: with loss, tokens to be served over the model's life.
-      law: its name.
-      target: the loss column; may be left out where the table has only one.
+      cuts: training compute, 6ND; at each the runs below predict those from there on. By default
+        every third of a decade that leaves 8 runs below.
       dataset: only its rows; may be left out where the table has only one.
-      level: of the intervals.
+      method: of the interval, as for predict.
     """
     import pandas as pd
 
     from scaling_jax import laws
     from scaling_jax.terminal import print_table
 
-    if (flops is None) == (loss is None):
-        raise UserError("optimum: give either --flops or --loss")
-    fitted = _fitted(table, law, target, dataset)
-    if flops is not None:
-        found = laws.optimum(fitted, flops=flops, level=level)
-    else:
-        assert loss is not None
-        found = laws.inference_optimum(
-            fitted, loss=loss, inference_tokens=inference_tokens, level=level
-        )
-    names = [field.name for field in dataclasses.fields(found) if field.name != "level"]
-    rows = [{"quantity": name, **dataclasses.asdict(getattr(found, name))} for name in names]
-    print_table(pd.DataFrame(rows), f"{fitted.target}: optimum, {level:.0%} intervals")
-
-
-def suggest_next(
-    table: Path,
-    *,
-    params: float,
-    tokens: float,
-    budget_flops: float,
-    law: str = "over_training",
-    target: str | None = None,
-    dataset: str | None = None,
-    level: float = 0.9,
-) -> None:
-    """The next runs to train, within a budget, to be surer of a prediction.
-
-    Args:
-      table: as for fit.
-      params: N of the run to be predicted.
-      tokens: D of the run to be predicted.
-      budget_flops: training compute 6ND for the new runs together.
-      law: its name.
-      target: the loss column; may be left out where the table has only one.
-      dataset: only its rows; may be left out where the table has only one.
-      level: of the interval.
-    """
-    from scaling_jax import laws
-    from scaling_jax.terminal import print_table, say
-
-    fitted = _fitted(table, law, target, dataset)
-    goal = {"params": params, "tokens": tokens}
-    found = laws.next_runs(fitted, target=goal, budget_flops=budget_flops, level=level)
-    print_table(found.runs, "runs to train, in this order")
-    say(
-        f"{fitted.target}: half width of the law's {level:.0%} interval "
-        f"{found.before:.2%} now, {found.after:.2%} with these runs ({found.flops:.3g} FLOPs)"
+    rows = one_dataset(options.read(table, dataset), table)
+    target = options.column(rows)
+    found = laws.coverage(
+        rows,
+        options.law,
+        target,
+        level=options.level,
+        cuts=cuts,
+        method=method,
+        loss=errors.loss,
+        chance=errors.chance,
+    )
+    lines = [
+        {"cut_flops": f"{c.flops:.3g}", "fitted": f"{c.runs}", **_score(c)} for c in found.cuts
+    ]
+    lines.append({"cut_flops": "all", "fitted": "", **_score(found)})
+    print_table(
+        pd.DataFrame(lines), f"{target}: {found.level:.0%} intervals of runs above each cut"
     )
 
 
-def _rows(table: Path, dataset: str | None) -> "pd.DataFrame":
-    """The rows of a records table, of one dataset if it is given."""
-    from scaling_jax import records
-    from scaling_jax.errors import nearest
-
-    rows = records.read(table)
-    if dataset is None:
-        return rows
-    names = sorted(map(str, rows["dataset"].unique()))
-    if dataset not in names:
-        raise UserError(f"{table}: no dataset '{dataset}' ({nearest(dataset, names)})")
-    return rows[rows["dataset"] == dataset]
-
-
-def _fitted(table: Path, law: str, target: str | None, dataset: str | None) -> "Fit":
-    """A law fitted to the rows in role `fit` of a table's one dataset."""
+def _measured_coverage(
+    known: "pd.DataFrame", target: str, options: LawOptions, error: dict[str, Any]
+) -> str:
+    """How often intervals held at compute cuts inside `known`, in a sentence."""
     from scaling_jax import laws
-    from scaling_jax.testbeds import analysis
 
-    rows = _rows(table, dataset)
-    names = sorted(map(str, rows["dataset"].unique()))
-    if len(names) > 1:
-        raise UserError(f"{table}: has several datasets, give --dataset: {', '.join(names)}")
-    return laws.fit(law, analysis.split(rows)[0], target=_target(rows, target))
+    try:
+        found = laws.coverage(known, options.law, target, level=options.level, **error)
+    except UserError as reason:
+        return f"the intervals could not be measured on these runs ({reason})"
+    return (
+        f"at {len(found.cuts)} compute cuts inside these runs, {found.level:.0%} intervals held "
+        f"{found.covered:.0%} of {found.count} larger runs (median width "
+        f"{found.median_relative_width:.1%}, median error {found.median_relative_error:.1%})"
+    )
 
 
-def _target(rows: "pd.DataFrame", target: str | None) -> str:
-    """The column to fit: the one given, or the only one there is."""
-    from scaling_jax import records
+def _score(score: "Score") -> dict[str, float]:
+    return {
+        "predicted": score.count,
+        "covered": score.covered,
+        "median_relative_width": score.median_relative_width,
+        "median_relative_error": score.median_relative_error,
+        "interval_score": score.mean_interval_score,
+    }
 
-    found = records.targets(rows)
-    if target is None and len(found) != 1:
-        raise UserError(f"give --target: one of {', '.join(found) or 'none (no loss/ column)'}")
-    return target or found[0]
+
+def _inputs(
+    form: "Form", params: float, tokens: float, unique_tokens: float | None
+) -> dict[str, float]:
+    """What `form` reads of a run; unique tokens always where they are given, right or wrong."""
+    run = {"params": params, "tokens": tokens, "flops_6nd": 6 * params * tokens}
+    asked = {name: value for name, value in run.items() if name in form.inputs}
+    return asked if unique_tokens is None else {**asked, "unique_tokens": unique_tokens}
+
+
+def _say_prediction(target: str, found: "Prediction", warnings: tuple[str, ...]) -> None:
+    from scaling_jax.terminal import say
+
+    interval = f"{found.level:.0%} interval {found.low:.5g} to {found.high:.5g}"
+    say(f"{target}: {found.value:.5g}, {interval}")
+    for warning in (*warnings, *found.warnings):
+        say(f"warning: {warning}")
+
+
+def _influences(fitted: "Fit", at: dict[str, float], value: float) -> "pd.DataFrame":
+    """A row for each fitted run: how far the prediction moves with what was measured there."""
+    runs = fitted.observations.table[["run", "params", "tokens", fitted.target]]
+    moves = fitted.influence(**at)
+    runs = runs.assign(
+        moves_per_unit=moves, percent_per_percent=moves * fitted.observations.y / value
+    )
+    return runs.sort_values("percent_per_percent", key=abs, ascending=False)

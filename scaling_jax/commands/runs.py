@@ -9,6 +9,9 @@ from scaling_jax.commands.overrides import Overrides
 def train(config: str, *overrides: Overrides, out: Path | None = None) -> None:
     """Train one run, or go on with it where it was stopped.
 
+    With branch_from=RUN, a run of schedule constant or warmup_stable_decay takes over the steps
+    that it shares with another, and ends as if it had been trained alone.
+
     Args:
       config: a run's YAML, a path or the name of a packaged config.
       out: the run's folder; by default runs/<dataset>-<model>-<hash of the config>.
@@ -25,6 +28,8 @@ def train(config: str, *overrides: Overrides, out: Path | None = None) -> None:
     say(describe_budget(budget.plan(run)))
     with RunBar(name) as bar:
         trained = loop.train(run, folder, bar.report)
+    if trained.branched_at:
+        say(f"the first {trained.branched_at:,} steps were taken over from {run.branch_from}")
     say(f"trained: loss {trained.curve['loss'][-1]:.4f} at the last step; {folder}")
 
 

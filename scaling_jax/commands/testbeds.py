@@ -14,6 +14,7 @@ from scaling_jax.errors import UserError
 if TYPE_CHECKING:
     from scaling_jax.config import TestbedConfig
     from scaling_jax.testbeds.grid import PlannedRun
+    from scaling_jax.testbeds.runner import Cost, RunStatus
 
 QUICKSTART_CONFIG = "testbeds/quickstart.yaml"
 QUICKSTART_MARK = ".quickstart"
@@ -71,7 +72,8 @@ def run_testbed(config: str, *overrides: Overrides, out: Path | None = None) -> 
 def show_testbed_status(config: str, *overrides: Overrides, out: Path | None = None) -> None:
     """Say how far each run of a testbed is, and what it asks for; needs no data.
 
-    Tokens and FLOPs are those asked for; a run trains on the whole steps that they hold.
+    Tokens and FLOPs are those asked for; a run trains on the whole steps that they hold. A branch
+    takes the first of its steps over from another run.
 
     Args:
       config: a testbed's YAML.
@@ -84,6 +86,8 @@ def show_testbed_status(config: str, *overrides: Overrides, out: Path | None = N
 
     testbed, runs = _testbed(config, overrides)
     folder = out or _default_folder(testbed)
+    statuses = [runner.status(run, folder) for run in runs]
+    branches = any(found.branched_at for found in statuses)
     rows = [
         {
             "run": found.run.name,
@@ -91,13 +95,15 @@ def show_testbed_status(config: str, *overrides: Overrides, out: Path | None = N
             "state": found.word,
             "step": found.step,
             "steps": found.run.budget.steps,
+            **(_origin(found) if branches else {}),
             "params": found.run.budget.params,
             "tokens_asked": found.run.budget.tokens_asked,
             "flops_asked": found.run.budget.flops_asked,
         }
-        for found in (runner.status(run, folder) for run in runs)
+        for found in statuses
     ]
     print_table(pd.DataFrame(rows), f"{testbed.name} in {folder}")
+    _say_cost(runner.cost(statuses))
 
 
 @app.command(name="table")
@@ -139,6 +145,23 @@ def _run(testbed: "TestbedConfig", runs: list["PlannedRun"], out: Path) -> None:
         for done in runner.run_all(runs, out, progress.report):
             progress.finished(done)
     print_table(runner.brief(runner.write_table(runs, out)), f"{testbed.name}: records")
+    _say_cost(runner.cost([runner.status(run, out) for run in runs]))
+
+
+def _origin(found: "RunStatus") -> dict[str, str | int]:
+    """How many steps a run takes over, and from which."""
+    trunk = found.run.trunk if found.branched_at else None
+    return {"taken_over": found.branched_at, "from": trunk.name if trunk else ""}
+
+
+def _say_cost(cost: "Cost") -> None:
+    """Says what training takes, and what branches save of it if there are any."""
+    from scaling_jax.terminal import say
+
+    line = f"training: {cost.spent:.3g} of {cost.whole:.3g} FLOPs (6 N D) done"
+    if cost.saved:
+        line += f"; separate runs would take {cost.separate:.3g}: branches save {cost.saved:.0%}"
+    say(line)
 
 
 def _report(testbed: "TestbedConfig", runs: list["PlannedRun"], out: Path) -> None:

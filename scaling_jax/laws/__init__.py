@@ -6,11 +6,13 @@ fit.predict(params=6.9e9, tokens=138e9, level=0.9)
 """
 
 from scaling_jax.laws.chained import Chained, chained
+from scaling_jax.laws.comparison import Comparison, compare
 from scaling_jax.laws.coverage import Coverage, CutScore, coverage
-from scaling_jax.laws.design import Design, next_runs
+from scaling_jax.laws.design import Design, first_runs, next_runs
 from scaling_jax.laws.fit import Diagnostics, Fit, Prediction, fit
 from scaling_jax.laws.forms import FORMS, Form, Parameter, exponent, factor, offset, power
 from scaling_jax.laws.groups import GroupFit, fit_groups
+from scaling_jax.laws.iso_loss import iso_loss
 from scaling_jax.laws.objectives import (
     Objective,
     asymmetric,
@@ -29,6 +31,7 @@ from scaling_jax.laws.optimum import (
 __all__ = [
     "FORMS",
     "Chained",
+    "Comparison",
     "Coverage",
     "CutScore",
     "Design",
@@ -43,13 +46,16 @@ __all__ = [
     "Quantity",
     "asymmetric",
     "chained",
+    "compare",
     "coverage",
     "exponent",
     "factor",
+    "first_runs",
     "fit",
     "fit_groups",
     "huber",
     "inference_optimum",
+    "iso_loss",
     "least_squares",
     "next_runs",
     "offset",

@@ -21,7 +21,7 @@ from scipy.special import ndtr, ndtri
 
 from scaling_jax.laws.solver import float64
 
-EXPONENT_MEAN, EXPONENT_SD, TIE_SD = 0.35, 0.15, 0.15
+EXPONENT_MEAN, EXPONENT_SD, TIE_SD = 0.33, 0.15, 0.10
 EXPONENT_RANGE = (0.04, 1.1)
 # Means and standard deviations of E / min L, A / L and B / L, L the geometric mean of the losses.
 LINEAR_MEAN, LINEAR_SD = np.array([0.5, 0.2, 0.2]), np.array([0.2, 0.4, 0.4])
@@ -56,15 +56,32 @@ class Posterior:
     left: Float[np.ndarray, "draws n"]
 
     def forecast(
-        self, targets: Float[np.ndarray, "2 m"]
+        self, targets: Float[np.ndarray, "2 m"], noise: bool = True
     ) -> tuple[Float[np.ndarray, "m"], Float[np.ndarray, "m"]]:
-        """Mean and standard deviation of log loss at `targets` (params, tokens)."""
+        """Mean and standard deviation of log loss at `targets` (params, tokens).
+
+        Of what a run there measures or, without `noise`, of what runs measure on average.
+        """
         log_t = np.log(targets)
         drift, spread = self.walk.conditional(log_t, self.left, self.ratio)
         centers = _log_law(self.linear, self.exponents, log_t - self.middle[:, None]) + drift
         center = self.share @ centers
-        variances = (centers - center) ** 2 + self.sigma[:, None] ** 2 * (1 + spread)
+        variances = (centers - center) ** 2 + self.sigma[:, None] ** 2 * (noise + spread)
         return center, np.sqrt(self.share @ variances)
+
+    def covariance(self, targets: Float[np.ndarray, "2 m"]) -> Float[np.ndarray, "m m"]:
+        """Between the log losses that runs at `targets` measure on average."""
+        log_t = np.log(targets)
+        drift, _ = self.walk.conditional(log_t, self.left, self.ratio)
+        centers = _log_law(self.linear, self.exponents, log_t - self.middle[:, None]) + drift
+        away = np.sqrt(self.share)[:, None] * (centers - self.share @ centers)
+        by_ratio = np.bincount(self.ratio, self.share * self.sigma**2, len(RATIOS))
+        return away.T @ away + np.tensordot(by_ratio, self.walk.covariances(log_t), 1)
+
+    @property
+    def noise_variance(self) -> float:
+        """Mean variance of what one run measures about that average."""
+        return float(self.share @ self.sigma**2)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -110,6 +127,13 @@ class Walk:
         known = (gain * RATIOS[:, None] ** 2) @ (cross**2).T
         spread = np.maximum(RATIOS[:, None] ** 2 * own - known, 0.0)
         return (left * gain[ratio]) @ cross.T, spread[ratio]
+
+    def covariances(self, log_t: Float[np.ndarray, "2 m"]) -> Float[np.ndarray, "k m m"]:
+        """Between values of g at `log_t`, over sigma^2, given the runs, at each of RATIOS."""
+        cross = _kernel(log_t, self.log_x, self.origin) @ self.vectors
+        squares = RATIOS[:, None] ** 2
+        known = (cross * (squares**2 / self.variances)[:, None]) @ cross.T
+        return squares[:, None] * _kernel(log_t, log_t, self.origin) - known
 
 
 def posterior(x: Float[np.ndarray, "2 n"], y: Float[np.ndarray, "n"]) -> Posterior:

@@ -1,11 +1,15 @@
 """The default prediction interval for losses: wide enough to hold beyond the data.
 
-    centre   mean of the Bayesian law (bayes.py) and of six point fits (families.py)
-    scale    spread of the Bayesian law and half the spread between those fits
+A mixture of the Bayesian law (bayes.py) and of six point fits (families.py). The point fits have
+half of it where there are many runs, and less the fewer runs they have to spare.
+
+    centre   the mean of the mixture
+    scale    spread of the Bayesian law, a share of the spread between the point fits, and what the
+             gap between the two adds
     rescale  by how well the same recipe did at compute cuts inside the data (empirical Bayes)
 
 Resampling a single law says how well its parameters are known, not how wrong the law is further
-out; measured on held-out larger runs such intervals cover half of what they promise.
+out.
 """
 
 import collections
@@ -19,7 +23,7 @@ from scaling_jax.laws.predictive import LogStudentT
 
 # Cuts every third of a decade of compute, at least so many runs below one.
 CUTS_PER_DECADE, FEWEST_BELOW = 3, 8
-FAMILY_SPREAD, FAMILY_SPREAD_CAP = 0.5, 0.5
+FAMILY_SHARE, FAMILY_SPREAD, FAMILY_SPREAD_CAP = 0.5, 0.4, 0.5
 PRIOR_DEGREES, PRIOR_SCALE, CUT_DECAY, WORST_CUT = 8.0, 0.85, 0.6, 9.0
 REMEMBERED = 64
 
@@ -55,9 +59,12 @@ class Calibration:
     degrees: float
     cuts: int
 
-    def predictive(self, targets: Float[np.ndarray, "2 m"]) -> LogStudentT:
-        """The distribution of the loss at `targets` (params, tokens)."""
-        spread = self.spread(targets)
+    def predictive(self, targets: Float[np.ndarray, "2 m"], noise: bool = True) -> LogStudentT:
+        """The distribution of the loss at `targets` (params, tokens).
+
+        Of what a run there measures or, without `noise`, of what runs measure on average.
+        """
+        spread = _spread(self.posterior, self.curves, len(self.y), targets, noise)
         return LogStudentT(spread.center, self.rescaling * spread.scale, self.degrees)
 
     def bayes_only(self, targets: Float[np.ndarray, "2 m"]) -> LogStudentT:
@@ -126,13 +133,18 @@ def _calibrate(x: Float[np.ndarray, "2 n"], y: Float[np.ndarray, "n"]) -> Calibr
 
 
 def _spread(
-    posterior: bayes.Posterior, curves: families.Curves, runs: int, targets: np.ndarray
+    posterior: bayes.Posterior,
+    curves: families.Curves,
+    runs: int,
+    targets: np.ndarray,
+    noise: bool = True,
 ) -> Spread:
-    center, scale = posterior.forecast(targets)
+    center, scale = posterior.forecast(targets, noise)
     values = curves.log_loss(targets)
     values = np.where(np.isfinite(values), values, center)
     family_scale = np.minimum(values.std(axis=0, ddof=1), FAMILY_SPREAD_CAP)
-    if runs >= FEWEST_BELOW:
-        center = (center + values.mean(axis=0)) / 2
-    total = np.sqrt(scale**2 + (FAMILY_SPREAD * family_scale) ** 2)
-    return Spread(center, total, scale, family_scale)
+    share = FAMILY_SHARE * max(0, runs - families.FREE_PARAMETERS) / runs
+    gap = values.mean(axis=0) - center
+    between = (FAMILY_SPREAD * family_scale) ** 2 + share * (1 - share) * gap**2
+    total = np.sqrt(scale**2 + between)
+    return Spread(center + share * gap, total, scale, family_scale)

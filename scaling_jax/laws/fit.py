@@ -11,7 +11,7 @@ import pandas as pd
 from jaxtyping import ArrayLike, Float
 
 from scaling_jax.errors import UserError, nearest
-from scaling_jax.laws import bootstrap, calibrated, downstream, identification, solver
+from scaling_jax.laws import bootstrap, calibrated, descent, downstream, identification, solver
 from scaling_jax.laws.forms import Form, named
 from scaling_jax.laws.objectives import Objective, least_squares
 from scaling_jax.laws.observations import Observations, check_inputs, gather
@@ -129,9 +129,12 @@ class Fit:
         x, shape = check_inputs(self.form, inputs)
         distribution = self.predictive(x, method)
         low, high = distribution.interval(level)
-        parts = self.evaluate(x), low, high, distribution.center()
-        value, low, high, center = (_shaped(part, shape) for part in parts)
-        return Prediction(value, low, high, center, level, self.cautions(x))
+        value, found = self.evaluate(x), self.cautions(x)
+        if ((value < low) | (high < value)).any():
+            said = f"the value of '{self.form.name}' lies outside the interval"
+            found = (*found, f"{said}, which draws on several laws")
+        parts = (_shaped(part, shape) for part in (value, low, high, distribution.center()))
+        return Prediction(*parts, level=level, warnings=found)
 
     def predictive(
         self, x: Float[np.ndarray, "inputs m"], method: str = "calibrated"
@@ -176,8 +179,10 @@ class Fit:
             hint = nearest(method, INTERVAL_METHODS)
             raise UserError(f"unknown interval method '{method}' ({hint})")
         if method == "delta":
-            reach = student_t_quantile(level, self.degrees) * self.standard_errors
-            reach = np.where(np.isnan(reach), 0.0, reach)
+            quantile = student_t_quantile(level, self.degrees)
+            # Without degrees of freedom nothing is known but the bounds.
+            reach = quantile * self.standard_errors if self.degrees else np.inf
+            reach = np.where(self._free, reach, 0.0)
             ends = [
                 np.clip(self.coordinates + s * reach, self.box.low, self.box.high) for s in (-1, 1)
             ]
@@ -329,6 +334,8 @@ def fit(
     observations, found = gather(form, table, target, loss, weights)
     if objective is None:
         objective = least_squares("linear" if "loss" in form.inputs else "log")
+    if objective.residual == "log" and not observations.y.all():
+        raise UserError(f"law '{form.name}' is fitted to logarithms, and '{target}' is 0 somewhere")
     box = solver.Box.of(form, held)
     return _fit(form, objective, observations, box, found, starts)
 
@@ -386,7 +393,7 @@ def _pins(form: Form, chance: float | None, pinned: Mapping[str, float] | None) 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _slopes(form: Form, u: jax.Array, x: jax.Array) -> jax.Array:
-    return jax.jacfwd(lambda at: form.evaluate(solver.to_natural(form, at), x))(u)
+    return jax.jacfwd(lambda at: form.evaluate(descent.to_natural(form, at), x))(u)
 
 
 def _shaped(values: np.ndarray, shape: tuple[int, ...]) -> Any:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from scaling_jax.laws import solver
+from scaling_jax.laws import descent, solver
 from scaling_jax.laws.forms import Form
 from scaling_jax.laws.objectives import Objective
 
@@ -29,8 +29,10 @@ def relative_jacobian(
     box: solver.Box,
 ) -> Float[np.ndarray, "n free"]:
     """d residuals / d log parameter, for the free parameters."""
+    count, length = len(y), solver.bucket(len(y))
     with solver.float64():
-        jacobian = np.asarray(_jacobian(form, objective, u, x, y))
+        points = (solver.lengthened(x, length), solver.lengthened(y, length))
+        jacobian = np.asarray(_jacobian(form, objective, u, *points))[:count]
     positive = np.array([parameter.positive for parameter in form.parameters])
     scaled = jacobian * np.where(positive, 1.0, u) * np.sqrt(weights)[:, None]
     return scaled[:, box.low < box.high]
@@ -76,4 +78,4 @@ def doubts(
 
 @functools.partial(jax.jit, static_argnums=0)
 def _jacobian(form: Form, objective: Objective, u: Array, x: Array, y: Array) -> Array:
-    return jax.jacfwd(lambda at: solver.residuals(form, objective, at, x, y))(jnp.asarray(u))
+    return jax.jacfwd(lambda at: descent.residuals(form, objective, at, x, y))(jnp.asarray(u))

@@ -74,6 +74,9 @@ def gather(
     columns = [str(loss) if name == "loss" else name for name in form.inputs]
     wanted = [target, *columns, *([weights] if weights else [])]
     records.require(table, wanted)
+    if not target.startswith(records.MEASURE_PREFIXES):
+        known = ", ".join(records.targets(table)) or "none"
+        raise UserError(f"'{target}' is no loss/ or error/ column to fit; those here: {known}")
     for name in wanted:
         if not pd.api.types.is_numeric_dtype(table[name]):
             raise UserError(f"records table: column '{name}' is not a column of numbers")
@@ -86,10 +89,15 @@ def gather(
         raise UserError(
             f"law '{form.name}': {len(table)} rows with '{target}' are too few; {FEWEST} at least"
         )
+    x = table[columns].to_numpy(float).T
+    if (different := len(np.unique(x, axis=1).T)) < FEWEST:
+        raise UserError(
+            f"law '{form.name}': {len(table)} rows with '{target}' have {different} different "
+            f"{', '.join(columns)}, which are too few; {FEWEST} at least"
+        )
     w = table[weights].to_numpy(float) if weights else np.ones(len(table))
     if not (np.isfinite(w).all() and (w >= 0).all() and w.any()):
         raise UserError(f"records table: column '{weights}': weights must be finite and positive")
-    x = table[columns].to_numpy(float).T
     observations = Observations(target, loss, table, x, table[target].to_numpy(float), w)
     return observations, found + _oddities(form, observations)
 
@@ -126,6 +134,10 @@ def _oddities(form: Form, observations: Observations) -> list[str]:
     if repeated.any():
         row = int(np.flatnonzero(repeated)[0])
         found.append(f"{int(repeated.sum())} rows repeat another one, number {row + 1} the first")
+    if target.startswith("error/") and y.max() > 1:
+        found.append(
+            f"{target} is up to {y.max():.4g}: an error is a share, 0 to 1, not a percentage"
+        )
     if "loss" not in form.inputs and GROUP not in form.inputs:
         rank = pd.Series(observations.flops).rank().corr(pd.Series(y).rank())
         if rank > 0:

@@ -13,13 +13,14 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float
 
-from scaling_jax.errors import UserError
+from scaling_jax.errors import UserError, nearest
 from scaling_jax.laws import solver
 from scaling_jax.laws.fit import Fit
 from scaling_jax.laws.forms import Form
 from scaling_jax.laws.predictive import check_level
 
 INPUTS = ("params", "tokens")
+RESAMPLING_METHODS = ("pairs", "residual")
 # Params or tokens are searched for over this range, in rounds that each zoom in on the best point.
 RANGE = (1e3, 1e16)
 POINTS, ROUNDS, BISECTIONS = 64, 5, 50
@@ -70,8 +71,8 @@ def optimum(fit: Fit, *, flops: float, level: float = 0.9, method: str = "pairs"
     Raises:
       UserError: another law, a wrong number, or an unknown method.
     """
-    _check(fit, flops=flops)
-    theta = _candidates(fit, method)
+    check_numbers(fit, flops=flops)
+    theta = fitted_and_resampled(fit, method)
     params = compute_optimal_params(fit.form, theta, flops)
     return _optimum(fit.form, theta, params, flops / (6 * params), 0.0, level)
 
@@ -94,23 +95,12 @@ def inference_optimum(
       UserError: another law, a wrong number, a loss that the law never reaches, or an unknown
         method.
     """
-    _check(fit, loss=loss)
+    check_numbers(fit, loss=loss)
     if not (np.isfinite(inference_tokens) and inference_tokens >= 0):
         raise UserError(f"inference_tokens must be finite and not negative: {inference_tokens}")
-    theta = _candidates(fit, method)
-
-    def tokens_for(log_params: Float[np.ndarray, "fits points"]) -> np.ndarray:
-        return _tokens_at_loss(fit.form, theta, log_params, loss)
-
-    def cost(log_params: Float[np.ndarray, "fits points"]) -> np.ndarray:
-        return log_params + np.log(6 * tokens_for(log_params) + 2 * inference_tokens)
-
-    log_params = _search(cost, len(theta))
-    tokens = tokens_for(log_params[:, None])[:, 0]
-    if not np.isfinite(tokens[0]):
-        raise UserError(f"the law reaches no loss of {loss:g}, whatever the params and tokens")
+    theta = fitted_and_resampled(fit, method)
+    params, tokens = cheapest_at_loss(fit.form, theta, loss, inference_tokens)
     reached = np.isfinite(tokens)
-    params = np.exp(log_params)
     return _optimum(
         fit.form, theta[reached], params[reached], tokens[reached], inference_tokens, level
     )
@@ -124,7 +114,7 @@ def optimal_token_multiplier(fit: Fit, *, flops: float = 1e21) -> float:
     Raises:
       UserError: another law, or a wrong number.
     """
-    _check(fit, flops=flops)
+    check_numbers(fit, flops=flops)
     theta = solver.natural(fit.form, fit.coordinates)[None]
     params = compute_optimal_params(fit.form, theta, flops)
     return float(flops / (6 * params[0] ** 2))
@@ -151,50 +141,92 @@ def searched_params(
 
     def loss(log_params: Float[np.ndarray, "fits points"]) -> np.ndarray:
         params = np.exp(log_params)
-        return _losses(form, theta, params, flops / (6 * params))
+        return losses(form, theta, params, flops / (6 * params))
 
     return np.exp(_search(loss, len(theta)))
 
 
-def _check(fit: Fit, **numbers: float) -> None:
-    if fit.form.inputs != INPUTS:
-        raise UserError(f"an optimum needs a law of params and tokens, not '{fit.form.name}'")
-    for name, value in numbers.items():
-        if not (np.isfinite(value) and value > 0):
-            raise UserError(f"{name} must be finite and positive: {value}")
+def cheapest_at_loss(
+    form: Form, theta: Float[np.ndarray, "fits p"], loss: float, inference_tokens: float = 0.0
+) -> tuple[Float[np.ndarray, "fits"], Float[np.ndarray, "fits"]]:
+    """N and D that reach `loss` at the least 6ND + 2N D_inf, by search; infinite D if none do.
+
+    Raises:
+      UserError: the first fit reaches no such loss.
+    """
+
+    def tokens_for(log_params: Float[np.ndarray, "fits points"]) -> np.ndarray:
+        return tokens_at_loss(form, theta, np.exp(log_params), loss)
+
+    def cost(log_params: Float[np.ndarray, "fits points"]) -> np.ndarray:
+        return log_params + np.log(6 * tokens_for(log_params) + 2 * inference_tokens)
+
+    log_params = _search(cost, len(theta))
+    tokens = tokens_for(log_params[:, None])[:, 0]
+    if not np.isfinite(tokens[0]):
+        raise UserError(f"the law reaches no loss of {loss:g}, whatever the params and tokens")
+    return np.exp(log_params), tokens
 
 
-def _candidates(fit: Fit, method: str) -> Float[np.ndarray, "fits p"]:
-    """The fitted parameters, then those of the resamples."""
-    fitted = solver.natural(fit.form, fit.coordinates)
-    return np.concatenate([fitted[None], fit.resamples(method).parameters])
+def tokens_at_loss(
+    form: Form,
+    theta: Float[np.ndarray, "fits p"],
+    params: Float[np.ndarray, "fits points"],
+    loss: float | Float[np.ndarray, "fits 1"],
+) -> Float[np.ndarray, "fits points"]:
+    """D at which the law with `params` reaches `loss`, by bisection; infinite if never in RANGE."""
+    low, high = (np.full(params.shape, np.log(end)) for end in RANGE)
+    reached = losses(form, theta, params, np.exp(high)) <= loss
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        enough = losses(form, theta, params, np.exp(middle)) <= loss
+        low, high = np.where(enough, low, middle), np.where(enough, middle, high)
+    return np.where(reached, np.exp(high), np.inf)
 
 
-def _losses(
-    form: Form, theta: np.ndarray, params: np.ndarray, tokens: np.ndarray
+def losses(
+    form: Form,
+    theta: Float[np.ndarray, "fits p"],
+    params: Float[np.ndarray, "fits points"],
+    tokens: Float[np.ndarray, "fits points"],
 ) -> Float[np.ndarray, "fits points"]:
     """Each fit's law at its own row of params and tokens."""
     with solver.float64():
         return np.asarray(_by_row(form, theta, np.stack([params, tokens], axis=1)))
 
 
+def fitted_and_resampled(fit: Fit, method: str) -> Float[np.ndarray, "fits p"]:
+    """The fitted parameters, then those of the resamples ("pairs" or "residual")."""
+    if method not in RESAMPLING_METHODS:
+        hint = nearest(method, RESAMPLING_METHODS)
+        raise UserError(f"unknown resampling method '{method}' ({hint})")
+    fitted = solver.natural(fit.form, fit.coordinates)
+    return np.concatenate([fitted[None], fit.resamples(method).parameters])
+
+
+def quantity(values: Float[np.ndarray, "fits"], level: float) -> Quantity:
+    """The first of `values`, and the interval of the others that are numbers (or infinite)."""
+    drawn = values[1:][~np.isnan(values[1:])]
+    if not len(drawn):
+        return Quantity(float(values[0]), np.nan, np.nan)
+    # A quantile that is one of the values may be infinite; between two it would be no number.
+    ends = [(1 - level) / 2, (1 + level) / 2]
+    low, high = np.quantile(drawn, ends, method="inverted_cdf")
+    return Quantity(float(values[0]), float(low), float(high))
+
+
+def check_numbers(fit: Fit, **numbers: float) -> None:
+    """Raises a UserError if `fit` is not of params and tokens, or a number is not positive."""
+    if fit.form.inputs != INPUTS:
+        raise UserError(f"this needs a law of params and tokens, not '{fit.form.name}'")
+    for name, value in numbers.items():
+        if not (np.isfinite(value) and value > 0):
+            raise UserError(f"{name} must be finite and positive: {value}")
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def _by_row(form: Form, theta: Array, x: Float[Array, "fits 2 points"]) -> Array:
     return jax.vmap(form.evaluate)(theta, x)
-
-
-def _tokens_at_loss(
-    form: Form, theta: np.ndarray, log_params: np.ndarray, loss: float
-) -> Float[np.ndarray, "fits points"]:
-    """D at which the law reaches `loss` with so many params, by bisection; infinite if never."""
-    low, high = (np.full(log_params.shape, np.log(end)) for end in RANGE)
-    params = np.exp(log_params)
-    reached = _losses(form, theta, params, np.exp(high)) <= loss
-    for _ in range(BISECTIONS):
-        middle = (low + high) / 2
-        enough = _losses(form, theta, params, np.exp(middle)) <= loss
-        low, high = np.where(enough, low, middle), np.where(enough, middle, high)
-    return np.where(reached, np.exp(high), np.inf)
 
 
 def _search(
@@ -222,17 +254,12 @@ def _optimum(
     level: float,
 ) -> Optimum:
     check_level(level)
-
-    def quantity(values: Float[np.ndarray, "fits"]) -> Quantity:
-        low, high = np.nanquantile(values[1:], [(1 - level) / 2, (1 + level) / 2])
-        return Quantity(float(values[0]), float(low), float(high))
-
     return Optimum(
-        params=quantity(params),
-        tokens=quantity(tokens),
-        token_multiplier=quantity(tokens / params),
-        loss=quantity(_losses(form, theta, params[:, None], tokens[:, None])[:, 0]),
-        training_flops=quantity(6 * params * tokens),
-        inference_flops=quantity(2 * params * inference_tokens),
+        params=quantity(params, level),
+        tokens=quantity(tokens, level),
+        token_multiplier=quantity(tokens / params, level),
+        loss=quantity(losses(form, theta, params[:, None], tokens[:, None])[:, 0], level),
+        training_flops=quantity(6 * params * tokens, level),
+        inference_flops=quantity(2 * params * inference_tokens, level),
         level=level,
     )

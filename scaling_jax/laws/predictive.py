@@ -39,7 +39,9 @@ class LogStudentT:
 
     def interval(self, level: float) -> tuple[np.ndarray, np.ndarray]:
         """The central interval; from 0 to infinity without degrees of freedom."""
-        reach = student_t_quantile(level, self.degrees) * self.scale
+        quantile = student_t_quantile(level, self.degrees)
+        # Infinite however small the scale, which nothing has measured.
+        reach = quantile * self.scale if self.degrees > 0 else np.inf
         with np.errstate(over="ignore"):
             return np.exp(self.mean - reach), np.exp(self.mean + reach)
 

@@ -2,7 +2,6 @@
 
 Everything is float64, whatever the caller's setting, and nothing global is changed. One problem is
 (inputs, observations, weights); a batch of problems (resamples, cuts, targets) is one `jit` call.
-There are no line searches: under `vmap` every lane would pay for the slowest.
 """
 
 import contextlib
@@ -17,19 +16,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from scaling_jax.laws import projection
+from scaling_jax.laws import descent, projection
 from scaling_jax.laws.forms import Form
 from scaling_jax.laws.objectives import Objective
 
 STARTS = 64
 ITERATIONS = 200
-# A descent ends when it expects to lower the objective by less than this, relatively.
-CONVERGED = 1e-18
-ROUNDING = 1e-14
 # Descents that run side by side.
 LANES = 64
 # A start has reached the optimum if its objective is within this relative distance of the best.
 SAME_OPTIMUM = 1e-6
+ROUNDING = 1e-12
 
 
 @contextlib.contextmanager
@@ -114,8 +111,11 @@ def multistart(
     )
     u, cost, norm = (part.reshape(count, starts, *part.shape[1:]) for part in found)
     cost = np.where(np.isfinite(cost), cost, np.inf)
-    best = (np.arange(count), np.argmin(cost, axis=1))
-    reached = cost <= cost[best][:, None] * (1 + SAME_OPTIMUM) + 1e-20
+    lowest = cost.min(axis=1, keepdims=True)
+    # Of starts whose costs differ by rounding alone, the one where the gradient is smallest.
+    equal = cost <= lowest * (1 + ROUNDING)
+    best = (np.arange(count), np.argmin(np.where(equal, norm, np.inf), axis=1))
+    reached = cost <= lowest * (1 + SAME_OPTIMUM) + 1e-20
     return _solution(form, u[best], cost[best], norm[best], reached.mean(axis=1))
 
 
@@ -176,13 +176,6 @@ def sensitivity(
         return np.asarray(_sensitivity(form, *args))
 
 
-def to_natural(form: Form, coordinates: Array) -> Array:
-    """Parameters in natural units, along the last axis."""
-    positive = np.array([parameter.positive for parameter in form.parameters])
-    # The inner where keeps derivatives finite for parameters that are not logarithms.
-    return jnp.where(positive, jnp.exp(jnp.where(positive, coordinates, 0.0)), coordinates)
-
-
 def evaluate(
     form: Form, parameters: Float[np.ndarray, "*many p"], x: Float[np.ndarray, "inputs m"]
 ) -> Float[np.ndarray, "*many m"]:
@@ -195,27 +188,15 @@ def evaluate(
 
 
 def natural(form: Form, coordinates: Float[np.ndarray, "*many p"]) -> np.ndarray:
-    """`to_natural` without JAX."""
+    """`descent.to_natural` without JAX."""
     positive = np.array([parameter.positive for parameter in form.parameters])
     with np.errstate(over="ignore"):
         return np.where(positive, np.exp(coordinates), coordinates)
 
 
-def residuals(form: Form, objective: Objective, u: Array, x: Array, y: Array) -> Float[Array, "n"]:
-    """Residuals at coordinates `u`."""
-    return objective.residuals(form.evaluate(to_natural(form, u), x), y)
-
-
-def total_cost(
-    form: Form, objective: Objective, u: Array, x: Array, y: Array, weights: Array
-) -> Float[Array, ""]:
-    """The objective at coordinates `u`: the weighted sum of the costs of the residuals."""
-    return jnp.sum(weights * objective.costs(residuals(form, objective, u, x, y)))
-
-
 def bucket(count: int) -> int:
-    """A length that few compilations serve: the next power of two, 8 at least."""
-    return max(8, 1 << (count - 1).bit_length())
+    """A length that few compilations serve: the next power of two, 64 at least."""
+    return max(64, 1 << (count - 1).bit_length())
 
 
 def lengthened(values: np.ndarray, length: int, fill: float | None = None) -> np.ndarray:
@@ -270,7 +251,9 @@ def _lanes(
             parts = (y[own], weights[own], box.low[own], box.high[own])
             thresholds = jax.tree.map(lambda part, own=own: part[own], objective)
             at = x[own] if x.ndim == 3 else x
-            found.append(_descend_all(form, iterations, start[lanes], thresholds, at, *parts))
+            found.append(
+                descent.descend_all(form, iterations, start[lanes], thresholds, at, *parts)
+            )
     joined = (np.concatenate(parts)[: len(problem)] for parts in zip(*found, strict=True))
     u, cost, norm = joined
     return u, cost, norm
@@ -285,100 +268,6 @@ def _solution(
 @functools.partial(jax.jit, static_argnums=0)
 def _evaluate(form: Form, parameters: Array, x: Array) -> Array:
     return jax.vmap(form.evaluate, in_axes=(0, None))(parameters, x)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _descend_all(
-    form: Form,
-    iterations: Array,
-    start: Array,
-    objective: Objective,
-    x: Array,
-    y: Array,
-    weights: Array,
-    low: Array,
-    high: Array,
-) -> tuple[Array, Array, Array]:
-    descend = functools.partial(_descend, form, iterations)
-    axes = (0, 0, 0 if x.ndim == 3 else None, 0, 0, 0, 0)
-    return jax.vmap(descend, in_axes=axes)(start, objective, x, y, weights, low, high)
-
-
-def _solve(matrix: Float[Array, "p p"], vector: Float[Array, "p"]) -> Float[Array, "p"]:
-    """Solves a positive definite system by Gauss-Jordan elimination.
-
-    Unlike the library's factorisations it runs on all lanes of a batch at once.
-    """
-
-    def eliminate(_: Array, rows: Array) -> Array:
-        # Rows and columns move round, so that the pivot is always the first.
-        pivot = rows[0] / rows[0, 0]
-        rest = rows[1:] - rows[1:, :1] * pivot
-        return jnp.roll(jnp.concatenate([rest, pivot[None]]), -1, axis=1)
-
-    augmented = jnp.concatenate([matrix, vector[:, None]], axis=1)
-    return jax.lax.fori_loop(0, len(vector), eliminate, augmented)[:, 0]
-
-
-def _descend(
-    form: Form,
-    iterations: Array,
-    start: Float[Array, "p"],
-    objective: Objective,
-    x: Array,
-    y: Array,
-    weights: Array,
-    low: Array,
-    high: Array,
-) -> tuple[Array, Array, Array]:
-    """Levenberg-Marquardt on the quadratic that touches the cost from above.
-
-    A step that would leave the box stops at its face; a coordinate at a face stays there while the
-    gradient pushes outwards.
-    """
-
-    def with_residuals(u: Array) -> tuple[Array, Array]:
-        r = residuals(form, objective, u, x, y)
-        return r, r
-
-    def quadratic(u: Array) -> tuple[Array, Array, Array]:
-        jacobian, r = jax.jacfwd(with_residuals, has_aux=True)(u)
-        cost = jnp.sum(weights * objective.costs(r))
-        gradient = jacobian.T @ (weights * objective.slopes(r))
-        hessian = (jacobian.T * (weights * objective.curvatures(r))) @ jacobian
-        held = ((u <= low) & (gradient >= 0)) | ((u >= high) & (gradient <= 0)) | (low == high)
-        return (
-            jnp.where(jnp.isfinite(cost), cost, jnp.inf),
-            jnp.where(held, 0.0, gradient),
-            jnp.where(held[:, None] | held, 0.0, hessian),
-        )
-
-    def step(state: Any) -> Any:
-        count, u, damping, _, (cost, gradient, hessian) = state
-        diagonal = jnp.diagonal(hessian)
-        root = jnp.sqrt(jnp.where(diagonal > 0, diagonal, 1.0))
-        scaled = hessian / root[:, None] / root + (damping + 1e-300) * jnp.eye(len(u))
-        move = -_solve(scaled, gradient / root) / root
-        trial = jnp.clip(u + jnp.clip(move, -5.0, 5.0), low, high)
-        tried = quadratic(trial)
-        # Near the optimum rounding hides what a step gains; the gradient still knows the way.
-        better = tried[0] <= cost * (1 + ROUNDING)
-        expected = -gradient @ move
-        done = (expected <= CONVERGED * cost + 1e-30) & jnp.isfinite(cost) | (damping > 1e12)
-        damping = jnp.where(better, jnp.maximum(damping / 8, 1e-14), damping * 4)
-        pick = functools.partial(jnp.where, better)
-        model = jax.tree.map(pick, tried, (cost, gradient, hessian))
-        return count + 1, pick(trial, u), damping, done, model
-
-    def unfinished(state: Any) -> Array:
-        return (state[0] < iterations) & ~state[3]
-
-    # Before the first step, which stays at the start and is accepted, nothing is known.
-    size = len(start)
-    unknown = (jnp.array(jnp.inf), jnp.zeros(size), jnp.zeros((size, size)))
-    first = (jnp.array(0), start, jnp.array(1e-2), jnp.array(False), unknown)
-    _, u, _, _, (cost, gradient, _) = jax.lax.while_loop(unfinished, step, first)
-    return u, cost, jnp.linalg.norm(gradient)
 
 
 def _jaxopt() -> Any:
@@ -401,24 +290,24 @@ def _polish(
     start: Array,
     inside: Array,
 ) -> tuple[Array, Array, Array]:
-    r = residuals(form, objective, start, x, y)
-    jacobian = jax.jacfwd(lambda at: residuals(form, objective, at, x, y))(start) * inside
+    r = descent.residuals(form, objective, start, x, y)
+    jacobian = jax.jacfwd(lambda at: descent.residuals(form, objective, at, x, y))(start) * inside
     hessian = (jacobian.T * (weights * objective.curvatures(r))) @ jacobian
     values, vectors = jnp.linalg.eigh(hessian)
     usable = values > 1e-12 * values[-1]
     whiten = jnp.where(usable, vectors / jnp.sqrt(jnp.where(usable, values, 1.0)), 0.0)
     whiten = whiten * inside[:, None]
-    first = total_cost(form, objective, start, x, y, weights)
+    first = descent.total_cost(form, objective, start, x, y, weights)
 
     def cost(z: Array) -> Array:
         u = jnp.clip(start + whiten @ z, low, high)
-        return total_cost(form, objective, u, x, y, weights) / jnp.maximum(first, 1e-30)
+        return descent.total_cost(form, objective, u, x, y, weights) / jnp.maximum(first, 1e-30)
 
     nowhere = jnp.zeros_like(start)
     found = _jaxopt().LBFGS(cost, maxiter=100, tol=1e-10).run(nowhere).params
     found = jnp.where(cost(found) < cost(nowhere), found, nowhere)
     u = jnp.clip(start + whiten @ found, low, high)
-    last, gradient = jax.value_and_grad(total_cost, 2)(form, objective, u, x, y, weights)
+    last, gradient = jax.value_and_grad(descent.total_cost, 2)(form, objective, u, x, y, weights)
     return u, last, jnp.linalg.norm(gradient * inside)
 
 
@@ -435,7 +324,7 @@ def _sensitivity(
     jaxopt = _jaxopt()
 
     def stationarity(u: Array, y: Array) -> Array:
-        gradient = jax.grad(total_cost, 2)(form, objective, u, x, y, weights)
+        gradient = jax.grad(descent.total_cost, 2)(form, objective, u, x, y, weights)
         return jnp.where(inside, gradient, u - optimum)
 
     solve = jaxopt.linear_solve.solve_lu

@@ -9,7 +9,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import pandas as pd
 
@@ -66,7 +66,7 @@ def fit_all(table: pd.DataFrame, config: LawsConfig) -> list[FittedLaw]:
 
 def fit_law(
     table: pd.DataFrame,
-    law: str,
+    law: str | laws.Form,
     target: str,
     *,
     loss: str | None = None,
@@ -110,8 +110,17 @@ def in_distribution(fitted: FittedLaw) -> bool:
 
 
 def write(fits: Sequence[FittedLaw], path: Path) -> None:
-    """Writes `fits` as JSON, atomically."""
-    atomic.write_text(path, json.dumps({"fits": list(fits)}, indent=1) + "\n")
+    """Writes `fits` as JSON, atomically; a number that is not finite, which JSON lacks, is null."""
+    content = {"fits": [_finite(fitted) for fitted in fits]}
+    atomic.write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _fit_set(table: pd.DataFrame, dataset: str, name: str, config: LawsConfig) -> list[FittedLaw]:
@@ -141,10 +150,7 @@ def _describe(
         parameters=dict(fit.parameters),
         intervals=fit.intervals(level),
         warnings=list(fit.warnings),
-        held_out=[
-            _predict(predictor, row, fit.target, level)
-            for _, row in held_out.sort_values("flops_6nd").iterrows()
-        ],
+        held_out=_predict(predictor, held_out.sort_values("flops_6nd"), fit.target, level),
     )
     if fit.observations.loss is not None:
         described["loss"] = fit.observations.loss
@@ -152,17 +158,29 @@ def _describe(
 
 
 def _predict(
-    predictor: laws.Fit | laws.Chained, row: pd.Series, target: str, level: float
-) -> HeldOut:
-    prediction = predictor.predict(params=row["params"], tokens=row["tokens"], level=level)
-    measured = float(row[target])
-    return HeldOut(
-        run=str(row["run"]),
-        params=float(row["params"]),
-        tokens=float(row["tokens"]),
-        predicted=prediction.value,
-        low=prediction.low,
-        high=prediction.high,
-        measured=measured,
-        relative_error=abs(prediction.value / measured - 1) if measured else math.inf,
-    )
+    predictor: laws.Fit | laws.Chained, held_out: pd.DataFrame, target: str, level: float
+) -> list[HeldOut]:
+    if held_out.empty:
+        return []
+    form = predictor.loss.form if isinstance(predictor, laws.Chained) else predictor.form
+    inputs = {name: held_out[name].to_numpy(float) for name in form.inputs}
+    found = predictor.predict(level=level, **inputs)
+    return [
+        HeldOut(
+            run=str(run),
+            params=float(params),
+            tokens=float(tokens),
+            predicted=float(value),
+            low=float(low),
+            high=float(high),
+            measured=float(measured),
+            relative_error=abs(float(value) / measured - 1) if measured else math.inf,
+        )
+        for run, params, tokens, measured, value, low, high in zip(
+            *(held_out[name] for name in ("run", "params", "tokens", target)),
+            found.value,
+            found.low,
+            found.high,
+            strict=True,
+        )
+    ]

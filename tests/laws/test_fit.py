@@ -117,6 +117,7 @@ def test_the_published_huber_optimum_of_the_chinchilla_points():
         (lambda t: t.assign(**{"loss/val": -1.0}), "not a finite positive number"),
         (lambda t: t.drop(columns="tokens"), "'tokens' is missing"),
         (lambda t: t[:2], "too few"),
+        (lambda t: pd.concat([t[:2]] * 3), "2 different params, tokens, which are too few"),
     ],
 )
 def test_bad_tables_are_refused_in_one_line(change, message):
@@ -152,6 +153,24 @@ def test_doubtful_data_are_fitted_with_a_warning(change, message):
     table = change(runs("over_training", GADRE, 0.003))
     fit = laws.fit("over_training", table, target="loss/val")
     assert any(message in warning for warning in fit.warnings), fit.warnings
+
+
+def test_what_no_law_is_fitted_to():
+    table = runs("over_training", GADRE).assign(**{"error/task": 0.0})
+    with pytest.raises(UserError, match="'tokens' is no loss/ or error/ column to fit"):
+        laws.fit("over_training", table, target="tokens")
+    with pytest.raises(UserError, match="fitted to logarithms, and 'error/task' is 0"):
+        laws.fit("over_training", table, target="error/task")
+    percent = table.assign(**{"error/task": 10 * table["loss/val"]})
+    fit = laws.fit("over_training", percent, target="error/task")
+    assert any("not a percentage" in warning for warning in fit.warnings)
+
+
+def test_without_noise_to_measure_parameters_may_be_anything():
+    fit = laws.fit("over_training", runs("over_training", GADRE)[:4], target="loss/val")
+    assert fit.degrees == 0
+    assert fit.intervals()["eta"] == pytest.approx((1e-4, 5.0))
+    assert fit.intervals()["E"] == (0.0, np.inf)
 
 
 def test_pinned_parameters_stay():

@@ -97,6 +97,27 @@ def test_a_table_without_roles_is_fitted_whole():
     assert fit["held_out"] == []
 
 
+def test_a_law_of_compute_predicts_the_held_out_run_from_its_compute():
+    only_compute = laws.Form(
+        name="only_compute",
+        inputs=("flops_6nd",),
+        parameters=(laws.offset("E"), laws.factor("k"), laws.exponent("eta")),
+        function=lambda p, x: p["E"] + p["k"] * laws.power(x["flops_6nd"], -p["eta"]),
+    )
+    table = records_of_a_law()
+    own = table[(table["dataset"] == "a") & (table["tokens"] == 10 * table["params"])]
+    own = own.assign(**{"loss/a": 1 + 50 * own["flops_6nd"] ** -0.15})
+    (fit,) = analysis.fit_law(own.assign(role=["fit"] * 3 + ["held_out"]), only_compute, "loss/a")
+    assert fit["held_out"][0]["predicted"] == pytest.approx(own["loss/a"].iloc[-1], rel=1e-4)
+
+
 def test_a_table_with_nothing_to_fit_is_refused():
     with pytest.raises(UserError, match="nowhere 'fit'"):
         analysis.fit_law(records_of_a_law().assign(role="held_out"), "over_training", "loss/a")
+
+
+def test_what_is_not_finite_is_written_as_null(fits, tmp_path):
+    unknown = analysis.FittedLaw(**fits[0] | {"intervals": {"E": (0.0, np.inf)}})
+    analysis.write([unknown], tmp_path / "fits.json")
+    written = json.loads((tmp_path / "fits.json").read_text(), parse_constant=pytest.fail)
+    assert written["fits"][0]["intervals"]["E"] == [0.0, None]

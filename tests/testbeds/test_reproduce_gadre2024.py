@@ -10,6 +10,7 @@ import pytest
 from scaling_jax.errors import UserError
 from scaling_jax.testbeds import published
 from scaling_jax.testbeds.reproduce import gadre2024
+from scaling_jax.testbeds.reproduce import gadre2024_design as design
 from scaling_jax.testbeds.reproduce import gadre2024_published as paper
 from scaling_jax.testbeds.reproduce import gadre2024_studies as studies
 from scaling_jax.testbeds.reproduce import gadre2024_tables as tables
@@ -157,6 +158,32 @@ def test_a_release_with_a_run_less_is_refused(tmp_path):
 
 
 @needs_data
+def test_a_design_looks_at_no_loss_but_those_of_runs_it_chose(table):
+    """Whatever the other runs and the large ones measure, the chosen ones are the same."""
+    loss, budget = "loss/openlm", 6e18
+    chosen = design.designed_runs(table, "rpj", loss, budget)
+    assert chosen["flops_6nd"].sum() <= budget
+    assert len(chosen) > len(EQUATION_4.names)
+    unseen = ~table["run"].isin(chosen["run"])
+    shaken = table.copy()
+    shaken.loc[unseen, loss] *= np.random.default_rng(0).uniform(0.3, 3.0, unseen.sum())
+    again = design.designed_runs(shaken, "rpj", loss, budget)
+    assert list(again["run"]) == list(chosen["run"])
+
+
+@needs_data
+def test_random_sets_keep_the_budget(table):
+    runs = design.candidates(table, "c4_original")
+    assert runs["token_multiplier"].min() > 9
+    random = np.random.default_rng(0)
+    for budget in (1e18, 1e19):
+        drawn = design.random_runs(runs, budget, random)
+        assert 1 <= len(drawn) <= design.RUNS_DRAWN[1]
+        assert drawn["flops_6nd"].sum() <= budget
+        assert not drawn["run"].duplicated().any()
+
+
+@needs_data
 @pytest.mark.slow
 def test_everything_is_written_and_our_predictions_keep_their_promises(tmp_path):
     gadre2024.run(DATA, tmp_path)
@@ -165,7 +192,7 @@ def test_everything_is_written_and_our_predictions_keep_their_promises(tmp_path)
     assert set(results["table2"]["rpj"]) == {"with_1b", "without_1b"}
     assert len(list((tmp_path / "plots").glob("figure_*.png"))) == 18
     page = (tmp_path / "report.html").read_text()
-    assert page.count("<img") == 19
+    assert page.count("<img") == 20
     assert "What did not improve" in page
     losses = {(r["targets"], r["recipe"]): r for r in results["beyond"]["beyond_losses"]}
     errors = {
@@ -179,3 +206,16 @@ def test_everything_is_written_and_our_predictions_keep_their_promises(tmp_path)
     coverage = {r["predictions"]: r for r in results["beyond"]["beyond_coverage"]}
     assert coverage["losses, all 8"]["count"] == 48
     assert coverage["losses, all 8"]["covered"] >= 0.9 * 48
+    curves = {
+        (r["targets"], r["law"], r["chosen_by"], r["share_of_paper"]): r
+        for r in results["design"]["losses"]
+    }
+    for targets, percent in ((design.MAIN_TARGETS, 1.48), (design.ALL_TARGETS, 5.46)):
+        paper_set = curves[targets, design.LAW, design.PAPER, 1.0]
+        assert paper_set["percent"] == pytest.approx(percent, abs=0.01)
+        designed, random = (
+            curves[targets, design.BAYES, who, design.HALF]
+            for who in (design.DESIGNED, design.RANDOM)
+        )
+        assert designed["flops"] <= paper_set["flops"] / 2
+        assert designed["percent"] < random["percent"]

@@ -20,6 +20,7 @@ from scaling_jax.errors import UserError
 from scaling_jax.report import markup
 from scaling_jax.testbeds import published
 from scaling_jax.testbeds.reproduce import gadre2024_beyond as beyond
+from scaling_jax.testbeds.reproduce import gadre2024_design as design
 from scaling_jax.testbeds.reproduce import gadre2024_maps as maps
 from scaling_jax.testbeds.reproduce import gadre2024_page as page
 from scaling_jax.testbeds.reproduce import gadre2024_plots as plots
@@ -41,7 +42,7 @@ class Reproduction:
     Attributes:
       results: the content of results.json: `table1` to `table8`, `optimal_multiplier`,
         `rank_correlation`; under `paper` and `difference` the same keys; `held_out`, `figures`,
-        `beyond`, `not_improved`.
+        `beyond`, `not_improved`, `design`.
       tables: by file name, without suffix.
       figures: by file name, without suffix.
     """
@@ -102,6 +103,13 @@ def reproduce(data: Path, progress: Callable[[str], None] = lambda _: None) -> R
     }
     progress("our predictions, with intervals (the longest part)")
     of_beyond, held_out = _beyond(table, tasks, truth)
+    progress("fewer, designed runs in place of the paper's")
+    of_design = {
+        "design_losses": design.curves(design.study(table)),
+        "design_errors": design.error_study(
+            table, beyond.chance_errors(table, tasks)[tables.SPLITS[0]]
+        ),
+    }
     every = {
         "ground_truth": truth,
         "held_out": held_out,
@@ -112,6 +120,7 @@ def reproduce(data: Path, progress: Callable[[str], None] = lambda _: None) -> R
         "heat_map_cells": tables.heat_map_cells(truth),
         **of_figures,
         **of_beyond,
+        **of_design,
     }
     progress("figures")
     figures = {
@@ -134,6 +143,7 @@ def reproduce(data: Path, progress: Callable[[str], None] = lambda _: None) -> R
         "figure_17": plots.figure_17(every["figure_17_exponents"]),
         "figure_18": trends.figure_18(table, tasks, every["figure_18_tasks"]),
         "beyond": plots.beyond(held_out, beyond.LEVEL),
+        "design": plots.design(every["design_losses"], every["design_errors"]),
     }
     results = numbers | {
         "table1": _rows(every["table1"]),
@@ -144,6 +154,10 @@ def reproduce(data: Path, progress: Callable[[str], None] = lambda _: None) -> R
         "beyond": {name: _rows(rows) for name, rows in of_beyond.items()},
         "not_improved": beyond.not_improved(of_beyond["beyond_losses"], of_beyond["beyond_errors"]),
         "level": beyond.LEVEL,
+        "design": {
+            **{name.removeprefix("design_"): _rows(rows) for name, rows in of_design.items()},
+            "verdict": design.verdict(every["design_losses"], every["design_errors"]),
+        },
     }
     return Reproduction(results, every, figures)
 

@@ -1,11 +1,12 @@
-"""Figures 4, 6, 8 and 14 to 17 of Gadre et al. 2024, and our predictions beside the paper's."""
+"""Figures 4, 6, 8 and 14 to 17 of Gadre et al. 2024, our predictions, and designed sets of runs."""
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from scaling_jax.report.style import MARKERS, PALETTE, panels
+from scaling_jax.report.style import MARKERS, PALETTE, compute_axis, panels
+from scaling_jax.testbeds.reproduce import gadre2024_design as designs
 from scaling_jax.testbeds.reproduce import gadre2024_published as paper
 from scaling_jax.testbeds.reproduce import gadre2024_studies as studies
 from scaling_jax.testbeds.reproduce.gadre2024_tables import MAIN_LOSS, SPLITS
@@ -187,6 +188,56 @@ def beyond(held_out: pd.DataFrame, level: float) -> Figure:
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=9)
     return figure
+
+
+def design(of_loss: pd.DataFrame, of_error: pd.DataFrame) -> Figure:
+    """Error of designed, the paper's and random sets against what they cost.
+
+    `of_loss` comes from `gadre2024_design.curves`, `of_error` from `gadre2024_design.error_study`.
+    """
+    figure, axes = panels(1, 3, (4.2, 3.8))
+    losses = of_loss[of_loss["targets"] == designs.MAIN_TARGETS]
+    theirs = losses[(losses["chosen_by"] == designs.PAPER) & (losses["law"] == designs.LAW)]
+    for panel, law in zip(axes, (designs.LAW, designs.BAYES), strict=False):
+        part = losses[losses["law"] == law].sort_values("flops")
+        random = part[part["chosen_by"] == designs.RANDOM]
+        panel.fill_between(
+            random["flops"],
+            random["low"],
+            random["high"],
+            color=PALETTE[1],
+            alpha=0.3,
+            linewidth=0,
+            label="random sets, quartiles",
+        )
+        panel.plot(random["flops"], random["percent"], "--", color=PALETTE[1], label="median")
+        _draw_sets(panel, part, theirs)
+        panel.set_title(f"C4 eval loss, {law}")
+    ours = of_error["recipe"] == "ours"
+    _draw_sets(axes[2], of_error[ours], of_error[~ours])
+    axes[2].set_title("46-task error")
+    axes[0].set_ylabel("mean relative error, large runs (%)")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=8)
+    return figure
+
+
+def _draw_sets(panel: Axes, rows: pd.DataFrame, theirs: pd.DataFrame) -> None:
+    """Designed sets and the paper's under one law, and a line at what the paper itself reached."""
+    for chosen_by, style, colour, label in (
+        (designs.DESIGNED, "o-", PALETTE[0], "designed sets"),
+        (designs.PAPER, "D", PALETTE[5], "the paper's set"),
+    ):
+        part = rows[rows["chosen_by"] == chosen_by]
+        panel.plot(part["flops"], part["percent"], style, color=colour, label=label)
+    reached, cost = float(theirs["percent"].iloc[0]), float(theirs["flops"].iloc[0])
+    panel.axhline(reached, color="black", linewidth=1, linestyle=":", label="the paper's error")
+    panel.axvline(cost / 2, color="grey", linewidth=1, linestyle="-.", label="half its compute")
+    compute_axis(panel)
+    panel.set(yscale="log", xlabel="compute of the fitted runs 6ND (FLOPs)")
+    panel.set_ylim(1, 25)
+    panel.set_yticks([1, 2, 5, 10, 20], ["1", "2", "5", "10", "20"])
+    panel.set_yticks([], minor=True)
 
 
 def _loss_and_error(study: pd.DataFrame, target: str) -> Figure:

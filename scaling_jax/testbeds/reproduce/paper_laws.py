@@ -75,10 +75,12 @@ def fit_many(
     problems: Sequence[Problem],
     objective: laws.Objective | None = None,
     weights: Sequence[Float[np.ndarray, "n"]] | None = None,
+    starts: int = solver.STARTS,
 ) -> list[FittedCurve]:
     """Fits `form` to every problem, by least squares on plain residuals unless told otherwise.
 
-    `weights` holds those of each problem's rows; by default every run counts alike.
+    `weights` holds those of each problem's rows; by default every run counts alike. `starts` says
+    how many starting points each has.
     """
     objective = objective or laws.least_squares("linear")
     found: list[FittedCurve] = []
@@ -88,7 +90,7 @@ def fit_many(
         chunk = problems[first : first + CHUNK]
         given = None if weights is None else weights[first : first + CHUNK]
         x, y, w = _stack(form, chunk, given, width)
-        solution = solver.multistart(form, objective, x, y, w, solver.Box.of(form))
+        solution = solver.multistart(form, objective, x, y, w, solver.Box.of(form), starts)
         found += [
             FittedCurve(form, dict(zip(form.names, map(float, values), strict=True)))
             for values in solution.parameters[: len(chunk)]
