@@ -159,10 +159,9 @@ def write_shards(golden: Golden, config: RunConfig, folder: Path) -> None:
     """Prepares shards from which the run of `config` draws the golden batches, in their order."""
     rows = golden.arrays["tokens"].reshape(-1, golden.settings.seq_len + 1)
     _write_rows(rows, golden, folder)
-    batches = Batches(
-        shards.Shards.open(folder), golden.settings.seq_len, config.batch_size, config.seed
-    )
-    order = np.concatenate([batches.row_indices(step) for step in range(golden.settings.steps)])
+    parts = {DATASET: shards.Shards.open(folder)}
+    batches = Batches(parts, golden.settings.seq_len, config.batch_size, config.seed)
+    _, order = batches.draw(np.arange(len(rows)))
     placed = np.empty_like(rows)
     placed[order] = rows
     _write_rows(placed, golden, folder)

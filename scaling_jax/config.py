@@ -2,16 +2,14 @@
 
     run = config.load(RunConfig, "configs/runs/python_code.yaml", ["model.width=64", "seed=1"])
 
-A value that is the name of another YAML file stands for that file's content; it is looked for
-beside the file that names it, then among the configs that come with the package. A mistake is one
-line with the file, the key and the nearest key that exists.
+How files are read and put together is config_files.py. A mistake is one line with the file, the key
+and the nearest key that exists.
 """
 
 import dataclasses
 import hashlib
-import importlib.resources
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 
@@ -20,12 +18,20 @@ import yaml
 from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 
-from scaling_jax import atomic
+from scaling_jax import atomic, config_files
 from scaling_jax.errors import UserError, nearest
 
 STRICT = ConfigDict(extra="forbid", str_strip_whitespace=True)
 Fraction = Annotated[float, Field(gt=0, lt=1)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.=-]*$")]
+NAME = "[A-Za-z0-9][A-Za-z0-9_.=-]*"
+Name = Annotated[str, Field(pattern=f"^{NAME}$")]
+SetName = Annotated[str, Field(pattern=f"^{NAME}(/{NAME})?$")]
+
+# Settings of a run that do not change its result, and those that change its decay only.
+NO_RESULT = {"mesh", "checkpoint", "evaluation", "microbatches", "branch_from"}
+NO_RESULT |= {"model.name", "model.remat", "data.folder", "data.validation"}
+NO_FIRST_STEPS = {"tokens", "token_multiplier", "optimizer.schedule", "optimizer.decay_fraction"}
+NO_FIRST_STEPS |= {"optimizer.decay_shape", "optimizer.minimum_learning_rate"}
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -72,10 +78,16 @@ class ModelConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class DataConfig:
-    """Which prepared shards to read: `folder`/`dataset`/train and `folder`/<set>/validation."""
+    """Which prepared shards to read: `folder`/`dataset`/train and `folder`/<set>/validation.
+
+    A validation set written as `name/split` is that split of `name`. Of a `mixture`, `dataset` is
+    only the name in tables.
+    """
 
     dataset: Name
-    validation: tuple[Name, ...]
+    validation: tuple[SetName, ...]
+    # Parts of the training data, `folder`/<part>/train, and their rates: sequences of each.
+    mixture: dict[Name, PositiveFloat] = dataclasses.field(default_factory=dict)
     folder: str = "data"
     # "bytes", a SentencePiece *.model or a Hugging Face tokenizer.json
     vocabulary: str = "bytes"
@@ -84,11 +96,22 @@ class DataConfig:
         if not self.validation:
             raise ValueError("validation names no set: at least one is needed")
 
+    @property
+    def parts(self) -> dict[str, float]:
+        """What is trained on and at which rates, by name; listed in any order they are the same."""
+        return dict(sorted(self.mixture.items())) or {self.dataset: 1.0}
+
 
 @dataclass(frozen=True, config=STRICT)
 class OptimizerConfig:
-    """AdamW with decay coupled to the learning rate; linear warm-up, then cosine to the minimum."""
+    """AdamW with weight decay coupled to the learning rate, which rises linearly in the warm-up."""
 
+    # After the warm-up: a cosine down to the minimum; constant; or constant, then a decay to the
+    # minimum in the last part of the run.
+    schedule: Literal["cosine", "constant", "warmup_stable_decay"] = "cosine"
+    # Of warmup_stable_decay: the part of the run's steps that are decay, and its shape.
+    decay_fraction: Fraction = 0.2
+    decay_shape: Literal["linear", "one_minus_sqrt"] = "linear"
     learning_rate: PositiveFloat = 3e-3
     minimum_learning_rate: NonNegativeFloat = 3e-5
     # After the warm-up the rate is cut off below here (open_lm's force_min_lr).
@@ -117,7 +140,11 @@ class MeshConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class CheckpointConfig:
-    """The last step is always saved; in between, every so many steps if asked for."""
+    """The last step is always saved; in between, every so many steps if asked for.
+
+    Of schedule warmup_stable_decay, the step before the decay is saved too, and kept beside the
+    latest `keep`: longer runs can branch from it.
+    """
 
     every_steps: PositiveInt | None = None
     keep: PositiveInt = 2
@@ -149,8 +176,15 @@ class RunConfig:
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
+    # Folder of a run whose first steps are those of this one: they are taken from its checkpoint.
+    branch_from: str | None = None
 
     def __post_init__(self) -> None:
+        if self.branch_from is not None and self.optimizer.schedule == "cosine":
+            raise ValueError(
+                "branch_from: with optimizer.schedule cosine every step depends on the length of "
+                "the run; runs of schedule constant or warmup_stable_decay can branch"
+            )
         if (self.tokens is None) == (self.token_multiplier is None):
             raise ValueError("give either tokens or token_multiplier")
         if self.batch_size % self.microbatches:
@@ -163,15 +197,31 @@ class RunConfig:
         """Content hash of what determines the run's result, as 12 hexadecimal digits.
 
         Where its files lie, how it is spread over devices, how often it is saved and how much
-        memory it may use do not change the result and are left out.
+        memory it may use do not change the result and are left out; so is what it branches from.
         """
-        content = dataclasses.asdict(self)
-        for name in ("mesh", "checkpoint", "evaluation", "microbatches"):
-            del content[name]
-        for section, name in (("model", "name"), ("model", "remat"), ("data", "folder")):
-            del content[section][name]
-        del content["data"]["validation"]
+        content = self._settings(without=NO_RESULT)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+    @property
+    def first_steps(self) -> dict[str, Any]:
+        """What determines the steps before the learning rate falls, by `section.key`.
+
+        Runs of schedule constant or warmup_stable_decay that agree in it share those steps.
+        """
+        return self._settings(without=NO_RESULT | NO_FIRST_STEPS)
+
+    def _settings(self, without: Set[str]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for name, value in dataclasses.asdict(self).items():
+            section = value if isinstance(value, dict) else {"": value}
+            found |= {f"{name}.{key}".rstrip("."): below for key, below in section.items()}
+        # In any order the same mixture.
+        found["data.mixture"] = tuple(sorted(self.data.mixture.items()))
+        return {
+            name: value
+            for name, value in found.items()
+            if name not in without and name.partition(".")[0] not in without
+        }
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -211,9 +261,15 @@ class TestbedConfig:
             for size in block.sizes:
                 if size not in self.sizes:
                     raise ValueError(f"unknown size '{size}' ({nearest(size, self.sizes)})")
+        datasets = sorted({name for block in self.grid for name in block.datasets})
+        data = self.run.get("data")
+        if isinstance(data, Mapping) and data.get("mixture") and len(datasets) > 1:
+            raise ValueError(
+                f"run.data.mixture is one dataset, but the grid names {', '.join(datasets)}"
+            )
 
 
-Config = TypeVar("Config", RunConfig, TestbedConfig, ModelConfig)
+Config = TypeVar("Config")
 
 
 def load(kind: type[Config], path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -222,29 +278,8 @@ def load(kind: type[Config], path: str | Path, overrides: Sequence[str] = ()) ->
     Raises:
       UserError: with file and key, for anything missing, unknown, ill-typed or impossible.
     """
-    path = find(path)
-    return build(kind, read(path, overrides), source=str(path))
-
-
-def read(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """The content of a YAML file with those it names in it, overrides applied; nothing is checked.
-
-    Raises:
-      UserError: there is no such file, it is no mapping, or an override is not `key.key=value`.
-    """
-    content = _read_yaml(find(path))
-    apply(content, overrides)
-    return content
-
-
-def apply(content: dict[str, Any], overrides: Sequence[str]) -> None:
-    """Changes `content` as each `key.key=value` says.
-
-    Raises:
-      UserError: an override is not of that form.
-    """
-    for override in overrides:
-        _apply_override(content, override)
+    path = config_files.find(path)
+    return build(kind, config_files.read(path, overrides), source=str(path))
 
 
 def build(kind: type[Config], content: Mapping[str, Any], source: str) -> Config:
@@ -259,84 +294,10 @@ def build(kind: type[Config], content: Mapping[str, Any], source: str) -> Config
         raise UserError(f"{source}: {_explain(kind, error)}") from None
 
 
-def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with `changes` laid over it, nested mappings key by key."""
-    merged = dict(base)
-    for key, value in changes.items():
-        below = merged.get(key)
-        if isinstance(below, Mapping) and isinstance(value, Mapping):
-            merged[key] = merge(below, value)
-        else:
-            merged[key] = value
-    return merged
-
-
 def write(config: RunConfig | TestbedConfig, path: str | Path) -> None:
     """Writes the complete, resolved config as YAML, atomically."""
     plain = json.loads(json.dumps(dataclasses.asdict(config)))  # tuples become lists
     atomic.write_text(path, yaml.safe_dump(plain, sort_keys=False))
-
-
-def find(path: str | Path, beside: Path | None = None) -> Path:
-    """The config file `path`: as it is, beside another file, or among the packaged configs.
-
-    Raises:
-      UserError: there is no such file; the nearest packaged name is given.
-    """
-    packaged = Path(str(importlib.resources.files("scaling_jax.configs")))
-    for folder in filter(None, (beside, Path(), packaged)):
-        if (folder / path).is_file():
-            return folder / path
-    names = [str(file.relative_to(packaged)) for file in packaged.rglob("*.yaml")]
-    raise UserError(f"{path}: no such config file ({nearest(str(path), names)})")
-
-
-class _Loader(yaml.SafeLoader):
-    """Safe YAML that does not let a repeated key silently win."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for index, key in enumerate(keys):
-            if key in keys[:index]:
-                line = node.value[index][0].start_mark.line + 1
-                raise yaml.YAMLError(f"line {line}: key '{key}' appears twice")
-        return super().construct_mapping(node, deep)
-
-
-def _read_yaml(path: Path, including: tuple[Path, ...] = ()) -> dict[str, Any]:
-    if path in including:
-        raise UserError(f"{path}: includes itself")
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except (yaml.YAMLError, UnicodeDecodeError, TypeError) as error:
-        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: a config is a mapping of keys to values")
-    return {str(key): _include(value, path, including) for key, value in content.items()}
-
-
-def _include(value: Any, path: Path, including: tuple[Path, ...]) -> Any:
-    if isinstance(value, str) and value.endswith(".yaml"):
-        return _read_yaml(find(value, beside=path.parent), (*including, path))
-    if isinstance(value, dict):
-        return {str(key): _include(below, path, including) for key, below in value.items()}
-    return value
-
-
-def _apply_override(content: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise UserError(f"override '{override}': write it as key.key=value")
-    *sections, last = key.split(".")
-    for section in sections:
-        below = content.setdefault(section, {})
-        if not isinstance(below, dict):
-            raise UserError(f"override '{override}': '{section}' is a value, not a section")
-        content = below
-    try:
-        content[last] = yaml.load(text, _Loader)
-    except yaml.YAMLError:
-        raise UserError(f"override '{override}': the value is not valid YAML") from None
 
 
 def _explain(kind: type, error: pydantic.ValidationError) -> str:
@@ -364,5 +325,7 @@ def _section(kind: Any, keys: Sequence[str]) -> Any:
         if dataclasses.is_dataclass(kind):
             kind = get_type_hints(kind).get(key)
         else:
-            kind = next((inner for inner in get_args(kind) if inner is not Ellipsis), None)
+            # Of a mapping, what it maps to.
+            inner = [each for each in get_args(kind) if each not in (Ellipsis, type(None))]
+            kind = inner[-1] if inner else None
     return kind if dataclasses.is_dataclass(kind) else None

@@ -6,7 +6,7 @@ from typing import Self
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
 from scaling_jax.models import counting
-from scaling_jax.terminal import console, say
+from scaling_jax.terminal import clock, console, say
 from scaling_jax.testbeds.grid import PlannedRun
 from scaling_jax.testbeds.runner import FinishedRun
 from scaling_jax.training.budget import Budget
@@ -42,7 +42,9 @@ class GridProgress(_Bars):
 
     def __init__(self, runs: list[PlannedRun]):
         super().__init__()
-        self._left = {run.name: _work(run) for run in runs}
+        self._left = {
+            run.name: _work(run) * (1 - run.shared_steps / run.budget.steps) for run in runs
+        }
         self._count = len(runs)
         # What the time left is judged by: work done in so many seconds of training. Compiling,
         # evaluating and runs that were done already do not count.
@@ -117,15 +119,6 @@ def describe_budget(budget: Budget) -> str:
         f"{budget.params:,} parameters, {budget.steps:,} steps, {budget.tokens:,} tokens "
         f"(M = {budget.token_multiplier:.3g}), {budget.flops_6nd:.3g} FLOPs"
     )
-
-
-def clock(seconds: float) -> str:
-    """Hours, minutes and seconds as 1:02:03 or 2:03."""
-    if seconds == float("inf"):
-        return "-:--"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def _work(run: PlannedRun) -> float:

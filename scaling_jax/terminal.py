@@ -28,6 +28,15 @@ def say(text: str) -> None:
     console.print(text, markup=False)
 
 
+def clock(seconds: float) -> str:
+    """Hours, minutes and seconds as 1:02:03 or 2:03."""
+    if seconds == float("inf"):
+        return "-:--"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
 def _cell(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.5g}"

@@ -7,6 +7,9 @@ os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
 
+import dataclasses
+import hashlib
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -16,8 +19,7 @@ import numpy as np
 import pytest
 from golden import Golden
 
-from scaling_jax.data import prepare
-from scaling_jax.data.shards import Index, Shards
+from scaling_jax.data.shards import DTYPES, INDEX_FILE, Index, ShardEntry, Shards
 
 GOLDEN = Path(__file__).parents[1] / ".." / "shared" / "golden" / "openlm"
 
@@ -29,7 +31,19 @@ hypothesis.settings.load_profile("no deadline")
 
 
 def write_split(folder: Path, documents: Iterable[Sequence[int]], shards: int, size: int) -> Shards:
-    draft = Index(
+    """Writes documents of given ids as a prepared split, dealt out to the shards in turn."""
+    dtype = "u16" if size <= 1 << 16 else "u32"
+    documents = list(documents)
+    parts = [documents[number::shards] for number in range(shards)]
+    folder.mkdir(parents=True, exist_ok=True)
+    entries = []
+    for number, part in enumerate(parts):
+        file = f"tokens-{number:05d}-of-{shards:05d}.{dtype}"
+        content = np.array([id for ids in part for id in ids], DTYPES[dtype]).tobytes()
+        (folder / file).write_bytes(content)
+        tokens = sum(map(len, part))
+        entries.append(ShardEntry(file, tokens, hashlib.sha256(content).hexdigest(), len(part)))
+    index = Index(
         task="made",
         split="train",
         source="test",
@@ -37,15 +51,14 @@ def write_split(folder: Path, documents: Iterable[Sequence[int]], shards: int, s
         vocabulary_size=size,
         vocabulary_sha256="",
         end_of_text=1,
-        dtype="u16" if size <= 1 << 16 else "u32",
-        documents=0,
-        text_bytes=0,
-        shards=(),
+        dtype=dtype,
+        documents=sum(map(len, parts)),
+        text_bytes=sum(len(ids) - 1 for part in parts for ids in part),
+        shards=tuple(entries),
         entropy_rate=None,
         versions={},
     )
-    tokens = (prepare.Tokens(np.asarray(ids), len(ids) - 1) for ids in documents)
-    prepare._write(tokens, folder, draft, shards)
+    (folder / INDEX_FILE).write_text(json.dumps(dataclasses.asdict(index)))  # pyright: ignore[reportArgumentType]
     return Shards.open(folder)
 
 
@@ -59,10 +72,12 @@ def quick_compilation() -> Iterator[None]:
 
 @pytest.fixture
 def make_shards(tmp_path: Path) -> MakeShards:
-    """Writes documents of given ids as a prepared split, through the writer that `prepare` uses."""
+    """Writes documents of given ids as a prepared split."""
 
-    def make(documents: Iterable[Sequence[int]], shards: int = 1, size: int = 259) -> Shards:
-        return write_split(tmp_path / "made", documents, shards, size)
+    def make(
+        documents: Iterable[Sequence[int]], shards: int = 1, size: int = 259, name: str = "made"
+    ) -> Shards:
+        return write_split(tmp_path / name, documents, shards, size)
 
     return make
 

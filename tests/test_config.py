@@ -9,7 +9,9 @@ import yaml
 
 from scaling_jax import config as configs
 from scaling_jax.config import ModelConfig, RunConfig, TestbedConfig
+from scaling_jax.data.catalog import SourceConfig
 from scaling_jax.errors import UserError
+from scaling_jax.evaluation.tasks import TasksConfig
 from scaling_jax.models import counting
 from scaling_jax.testbeds import grid
 
@@ -59,6 +61,9 @@ def test_the_written_config_is_complete_and_reads_back_the_same(run_file, tmp_pa
         ("mesh.data=0", "mesh"),
         ("data.validation=[]", "at least one"),
         ("data.dataset=../up", "data.dataset"),
+        ("data.validation=[a/b/c]", "data.validation"),
+        ("data.mixture={a: 0}", "data.mixture.a"),
+        ("data.mixture={../up: 1}", "data.mixture"),
         ("model.remat=all", "model.remat"),
         ("seed", "write it as key.key=value"),
         ("batch_size.x=1", "'batch_size' is a value, not a section"),
@@ -107,9 +112,29 @@ def test_the_identity_changes_with_the_result_and_with_nothing_else(run_file):
     same = ["mesh.fsdp=2", "checkpoint.keep=9", "microbatches=2", "model.remat=block"]
     same += ["data.folder=elsewhere", "evaluation.sequences=3", "data.validation=[a]"]
     assert {identity(override) for override in same} == {identity()}
+    constant = identity("optimizer.schedule=constant")
+    assert identity("optimizer.schedule=constant", "branch_from=elsewhere") == constant
     other = ["seed=1", "model.width=64", "batch_size=16", "optimizer.beta1=0.8", "z_loss_weight=0"]
+    other += ["optimizer.schedule=constant", "optimizer.schedule=warmup_stable_decay"]
     other += ["data.dataset=python_docs", "token_multiplier=21", "model.rope_base=100"]
+    other += ["data.mixture={a: 1}", "data.mixture={a: 1, b: 2}"]
+    assert identity("data.mixture={b: 2, a: 1}") == identity("data.mixture={a: 1, b: 2}")
     assert len({identity(), *map(identity, other)}) == len(other) + 1
+
+
+def test_the_first_steps_depend_on_all_but_the_end_of_a_run(run_file):
+    def first_steps(*overrides: str) -> dict:
+        return configs.load(RunConfig, run_file, overrides).first_steps
+
+    same = ["token_multiplier=21", "optimizer.schedule=constant", "optimizer.decay_fraction=0.5"]
+    same += ["optimizer.decay_shape=one_minus_sqrt", "optimizer.minimum_learning_rate=0"]
+    same += ["mesh.fsdp=2", "data.folder=elsewhere", "checkpoint.keep=9"]
+    assert all(first_steps(override) == first_steps() for override in same)
+    other = ["seed=1", "model.width=64", "batch_size=16", "optimizer.learning_rate=1"]
+    other += ["optimizer.learning_rate_floor=0.1", "optimizer.warmup_steps=7"]
+    for override in other:
+        changed = first_steps(override).items() - first_steps().items()
+        assert [key for key, _ in changed] == [override.partition("=")[0]]
 
 
 @pytest.mark.parametrize(
@@ -130,7 +155,8 @@ def test_the_papers_sizes_count_as_published(name, params):
 
 @pytest.mark.parametrize("path", sorted(PACKAGED.rglob("*.yaml")), ids=lambda path: path.stem)
 def test_every_packaged_config_loads_and_says_what_it_is_for(path):
-    kinds = {"models": ModelConfig, "runs": RunConfig, "testbeds": TestbedConfig}
+    kinds = {"evaluations": TasksConfig, "models": ModelConfig}
+    kinds |= {"data": SourceConfig, "runs": RunConfig, "testbeds": TestbedConfig}
     assert path.read_text().startswith("# ")
     config = configs.load(kinds[path.parent.name], path)
     if isinstance(config, TestbedConfig):

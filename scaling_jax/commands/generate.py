@@ -1,14 +1,10 @@
 """`scaling-jax generate`: text from a run's newest checkpoint."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from scaling_jax.commands.overrides import Overrides
+from scaling_jax.commands.run_vocabulary import run_vocabulary
 from scaling_jax.errors import UserError
-
-if TYPE_CHECKING:
-    from scaling_jax.config import RunConfig
-    from scaling_jax.data.vocabularies import Vocabulary
 
 
 def generate(
@@ -53,7 +49,7 @@ def generate(
     if not (run / loop.CONFIG_FILE).is_file():
         raise UserError(f"{run}: not the folder of a run: it holds no {loop.CONFIG_FILE}")
     config = configs.load(configs.RunConfig, run / loop.CONFIG_FILE, overrides)
-    words = _vocabulary(config, vocabulary)
+    words = run_vocabulary(config, vocabulary)
     ids = words.encode(prompt)
     restored = loop.restore(config, run)
     rows = decoding.generate(
@@ -72,32 +68,3 @@ def generate(
         if samples > 1:
             say(f"--- sample {number} of {samples}: {len(row)} tokens")
         say(words.decode([*ids, *row]))
-
-
-def _vocabulary(config: "RunConfig", name: str | None) -> "Vocabulary":
-    """The vocabulary called `name`, or that of the shards which the run was trained on."""
-    from scaling_jax.data import vocabularies
-    from scaling_jax.data.shards import INDEX_FILE, Shards
-
-    if name is not None:
-        found = vocabularies.vocabulary(name)
-    else:
-        folder = Path(config.data.folder) / next(iter(config.data.parts)) / "train"
-        if not (folder / INDEX_FILE).is_file():
-            raise UserError(
-                f"{folder / INDEX_FILE}: not found, and it would say which vocabulary the run was "
-                "trained with: give --vocabulary"
-            )
-        index = Shards.open(folder).index
-        found = vocabularies.vocabulary(index.vocabulary)
-        if found.sha256 != index.vocabulary_sha256:
-            raise UserError(
-                f"{index.vocabulary}: not the vocabulary that {folder} was prepared with: "
-                "its content has changed"
-            )
-    if found.size > config.model.vocabulary_size:
-        raise UserError(
-            f"the vocabulary has {found.size} ids, the model {config.model.vocabulary_size}: "
-            "it is not the one that the run was trained with"
-        )
-    return found

@@ -1,98 +1,136 @@
 """Which rows each step trains on: a pure function of the shards, the seed and the step.
 
-The rows are shuffled anew in each epoch by a permutation that is computed index by index, so any
-step can be reached at once, on any number of hosts, and the only state is the step.
+A run is one long sequence of rows, the batch of step i those at the places from i * batch_size on.
+Place by place it is computed which part of a mixture is read (`mixture`) and which of its rows
+(`shuffle`), so any step can be reached at once, on any number of hosts, and the only state is the
+step.
 """
 
 import dataclasses
+import functools
+import hashlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
-import jax
 import numpy as np
-from jax.sharding import NamedSharding
-from jaxtyping import Int, Int32, UInt64
+from jaxtyping import Int, Int32
 
+from scaling_jax.config import RunConfig
+from scaling_jax.data.mixture import ONE_PART, Mixture
 from scaling_jax.data.shards import Shards
+from scaling_jax.data.shuffle import BLOCK_BYTES, LANES, RowOrder
 from scaling_jax.errors import UserError
 
-FEISTEL_ROUNDS = 6
 
-
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Batches:
-    """The batches of a run."""
+    """The batches of a run: `parts` by name, in the proportions of `mixture`."""
 
-    shards: Shards
+    parts: Mapping[str, Shards]
     sequence_length: int
     batch_size: int
     seed: int
+    mixture: Mixture = ONE_PART
 
     def __post_init__(self) -> None:
-        if self.shards.row_count(self.sequence_length) == 0:
-            raise UserError(
-                f"{self.shards.folder}: {self.shards.token_count:,} tokens hold no row of "
-                f"sequence_length={self.sequence_length}"
-            )
+        for shards in self.parts.values():
+            if shards.row_count(self.sequence_length) == 0:
+                raise UserError(
+                    f"{shards.folder}: {shards.token_count:,} tokens hold no row of "
+                    f"sequence_length={self.sequence_length}"
+                )
 
-    def row_indices(self, step: int, rows: slice = slice(None)) -> Int[np.ndarray, "rows"]:
-        """Which of the shards' rows are the `rows` of the batch of `step`."""
-        places = step * self.batch_size + np.arange(self.batch_size, dtype=np.int64)[rows]
-        row_count = self.shards.row_count(self.sequence_length)
-        epochs, offsets = np.divmod(places, row_count)
-        return permute(offsets, row_count, key=_keys(self.seed, epochs))
+    @classmethod
+    def open(cls, config: RunConfig) -> "Batches":
+        """The training data of `config`.
 
-    def host_rows(self, step: int, rows: slice = slice(None)) -> Int32[np.ndarray, "rows length+1"]:
-        """The tokens of the `rows` of the batch of `step`."""
-        return self.shards.rows(self.row_indices(step, rows), self.sequence_length)
-
-    def global_batch(self, step: int, sharding: NamedSharding) -> jax.Array:
-        """The batch of `step` on the devices: int32, (batch_size, sequence_length + 1).
-
-        Each host reads only the rows that its own devices need.
+        Raises:
+          UserError: a part is missing, too small, or of another vocabulary than the model or the
+            other parts; or the rates of the mixture are impossible.
         """
+        rates = config.data.parts
+        parts = {name: Shards.open(Path(config.data.folder) / name / "train") for name in rates}
+        first = next(iter(parts.values()))
+        for shards in parts.values():
+            shards.check_vocabulary(config.model.vocabulary_size)
+            if shards.index.vocabulary_sha256 != first.index.vocabulary_sha256:
+                raise UserError(
+                    f"{shards.folder}: prepared with vocabulary {shards.index.vocabulary}, "
+                    f"{first.folder} with {first.index.vocabulary}: they cannot be mixed"
+                )
+        mixture = Mixture.of_rates(rates)
+        return cls(parts, config.model.sequence_length, config.batch_size, config.seed, mixture)
 
-        def read(index: tuple[slice, ...] | None) -> Int32[np.ndarray, "rows columns"]:
-            rows, columns = index or (slice(None), slice(None))
-            return self.host_rows(step, rows)[:, columns]
+    @property
+    def sha256(self) -> str:
+        """Names the content of all parts: the same digits, the same tokens."""
+        digests = [shards.index_sha256 for shards in self.parts.values()]
+        if len(digests) == 1:
+            return digests[0]
+        return hashlib.sha256(" ".join(digests).encode()).hexdigest()
 
-        shape = (self.batch_size, self.sequence_length + 1)
-        return jax.make_array_from_callback(shape, sharding, read)
+    def draw(
+        self, places: Int[np.ndarray, "n"]
+    ) -> tuple[Int[np.ndarray, "n"], Int[np.ndarray, "n"]]:
+        """The part and the row in it at each of these places of the run."""
+        parts, places = self.mixture.draw(places)
+        rows = np.empty_like(places)
+        for part, order in enumerate(self._orders):
+            mine = parts == part
+            rows[mine] = order.rows(places[mine])
+        return parts, rows
 
-    def epochs(self, steps: int) -> float:
-        """How many times `steps` steps go through the data; above 1, rows are repeated."""
-        return steps * self.batch_size / self.shards.row_count(self.sequence_length)
+    def read(self, places: Int[np.ndarray, "n"]) -> Int32[np.ndarray, "n length+1"]:
+        """The tokens at these places of the run."""
+        parts, numbers = self.draw(places)
+        rows = np.empty((len(places), self.sequence_length + 1), np.int32)
+        for part, shards in enumerate(self.parts.values()):
+            mine = parts == part
+            if self._orders[part].woven:
+                for block in np.unique(numbers[mine] // self._orders[part].block_rows).tolist():
+                    self._ask_for(part, block)
+            rows[mine] = shards.rows(numbers[mine], self.sequence_length)
+        return rows
 
+    def epochs(self, steps: int) -> dict[str, float]:
+        """How many times `steps` steps go through each part; above 1, rows are repeated."""
+        return {
+            name: read / order.row_count
+            for name, read, order in zip(
+                self.parts, self._read_counts(steps), self._orders, strict=True
+            )
+        }
 
-def permute(
-    indices: Int[np.ndarray, "n"], size: int, key: UInt64[np.ndarray, "n"] | np.uint64
-) -> Int[np.ndarray, "n"]:
-    """Where the pseudo-random permutation of range(size) that `key` chooses sends each index.
+    def unique_tokens(self, steps: int) -> int:
+        """Of the tokens trained on in `steps` steps, those that are no repetition of a row."""
+        counts = zip(self._read_counts(steps), self._orders, strict=True)
+        rows = sum(min(read, order.row_count) for read, order in counts)
+        return rows * self.sequence_length
 
-    A Feistel network permutes the numbers of the smallest even count of bits that holds `size`;
-    what it sends outside the range is sent on until it falls inside again, less than four times
-    on average (cycle walking; Black and Rogaway, "Ciphers with arbitrary finite domains", 2002).
-    """
-    half = np.uint64(max(((size - 1).bit_length() + 1) // 2, 1))
-    mask = (np.uint64(1) << half) - np.uint64(1)
-    result = indices.astype(np.uint64)
-    keys = np.broadcast_to(key, result.shape)
-    outside = np.ones(result.shape, bool)
-    while outside.any():
-        left, right = result[outside] >> half, result[outside] & mask
-        for turn in range(FEISTEL_ROUNDS):
-            left, right = right, left ^ (_mix(right + keys[outside] + np.uint64(turn)) & mask)
-        result[outside] = (left << half) | right
-        outside = result >= size
-    return result.astype(np.int64)
+    def _read_counts(self, steps: int) -> list[int]:
+        """How many rows of each part `steps` steps read."""
+        return self.mixture.counts(steps * self.batch_size)
 
+    @functools.cached_property
+    def _ask_for(self) -> Callable[[int, int], None]:
+        """Has a block of a part read ahead, once: what is remembered is what is read in turns."""
+        shards = list(self.parts.values())
 
-def _keys(seed: int, epochs: Int[np.ndarray, "n"]) -> UInt64[np.ndarray, "n"]:
-    """A key for each epoch of a run."""
-    return _mix(_mix(np.full(epochs.shape, seed, np.uint64)) + epochs.astype(np.uint64))
+        @functools.lru_cache(maxsize=2 * LANES * len(shards))
+        def ask_for(part: int, block: int) -> None:
+            order = self._orders[part]
+            first = block * order.block_rows
+            count = min(order.block_rows, order.row_count - first)
+            shards[part].read_ahead(first, count, self.sequence_length)
 
+        return ask_for
 
-def _mix(values: UInt64[np.ndarray, "n"]) -> UInt64[np.ndarray, "n"]:
-    """Scrambles 64-bit integers: a step of SplitMix64 (Steele, Lea and Flood, 2014)."""
-    values = values + np.uint64(0x9E3779B97F4A7C15)
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
+    @functools.cached_property
+    def _orders(self) -> tuple[RowOrder, ...]:
+        """The order of each part's rows."""
+        orders = []
+        for shards in self.parts.values():
+            block_rows = max(BLOCK_BYTES // ((self.sequence_length + 1) * shards.token_bytes), 1)
+            row_count = shards.row_count(self.sequence_length)
+            orders.append(RowOrder(row_count, block_rows, LANES, self.seed))
+        return tuple(orders)

@@ -1,13 +1,18 @@
 """Prepared tokens on disk: `tokens-KKKKK-of-NNNNN.u16` (or `.u32`) and an `index.json`.
 
-A shard is one long row of little-endian token ids, each document followed by the end-of-text id.
-Training reads rows of sequence_length + 1 tokens: disjoint chunks, cut shard by shard, so that only
-each shard's tail is left over. Nothing here imports TensorFlow.
+The shards, one after the other, are one long row of little-endian token ids, each document followed
+by the end-of-text id. Training reads rows of sequence_length + 1 tokens: disjoint chunks of it, so
+that less than a row is left over at the end, whatever the number of shards. Nothing here imports
+TensorFlow.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
+import mmap
+import resource
+from collections import Counter
 from pathlib import Path
 from typing import Literal
 
@@ -19,6 +24,7 @@ from pydantic import ConfigDict
 from scaling_jax.errors import UserError, nearest
 
 INDEX_FILE = "index.json"
+OTHER_OPEN_FILES = 512  # more than a run needs besides
 DTYPES = {"u16": np.dtype("<u2"), "u32": np.dtype("<u4")}
 
 
@@ -29,6 +35,14 @@ class ShardEntry:
     file: str
     tokens: pydantic.NonNegativeInt
     sha256: str
+    documents: pydantic.NonNegativeInt = 0
+    # UTF-8 bytes of the documents' text, ends of text not counted.
+    text_bytes: pydantic.NonNegativeInt = 0
+    # How many documents were left out, by what was wrong with them.
+    skipped: dict[str, pydantic.PositiveInt] = dataclasses.field(default_factory=dict)
+    # What the content depends on, as sha256: how it was made, and what from.
+    recipe: str = ""
+    source: str = ""
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -37,7 +51,7 @@ class Index:
 
     task: str
     split: str
-    # Names the content of the source: the same words, the same documents.
+    # In a few words; the shards' entries name its content.
     source: str
     # As it was given: "bytes" or a path.
     vocabulary: str
@@ -63,6 +77,11 @@ class Index:
         """Tokens of all shards, ends of text included."""
         return sum(shard.tokens for shard in self.shards)
 
+    @property
+    def skipped(self) -> dict[str, int]:
+        """How many documents were left out, by what was wrong with them."""
+        return dict(sum((Counter(shard.skipped) for shard in self.shards), Counter[str]()))
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Shards:
@@ -78,14 +97,12 @@ class Shards:
         """Opens a prepared split.
 
         Raises:
-          UserError: the folder, its index or a shard is missing, malformed or of the wrong size.
+          UserError: the folder, its index or a shard is missing, malformed or of the wrong size, or
+            there are more shards than this process may have files open.
         """
         folder = Path(folder)
-        file = folder / INDEX_FILE
-        if not file.is_file():
-            raise UserError(f"{file}: not found; prepare the data with `scaling-jax data prepare`")
-        content = file.read_bytes()
-        index = _parse(content, file)
+        content, index = read_index(folder)
+        _allow_open_files(len(index.shards), folder)
         arrays = tuple(_map(folder, shard, index.dtype) for shard in index.shards)
         return cls(folder, index, hashlib.sha256(content).hexdigest(), arrays)
 
@@ -98,6 +115,11 @@ class Shards:
     def vocabulary_size(self) -> int:
         """One more than the largest possible id."""
         return self.index.vocabulary_size
+
+    @property
+    def token_bytes(self) -> int:
+        """Size of one token on disk."""
+        return DTYPES[self.index.dtype].itemsize
 
     @property
     def entropy_rate(self) -> float | None:
@@ -114,7 +136,7 @@ class Shards:
 
     def row_count(self, sequence_length: int) -> int:
         """How many rows of sequence_length + 1 tokens there are."""
-        return int(self._first_rows(sequence_length)[-1])
+        return self.token_count // (sequence_length + 1)
 
     def rows(
         self, indices: Int[np.ndarray, "n"], sequence_length: int
@@ -125,15 +147,43 @@ class Shards:
           IndexError: an index is negative, or not below `row_count`.
         """
         width = sequence_length + 1
-        first = self._first_rows(sequence_length)
-        if len(indices) and (indices.min() < 0 or indices.max() >= first[-1]):
-            raise IndexError(f"row indices go from 0 to {first[-1] - 1}")
-        which = np.searchsorted(first, indices, side="right") - 1
-        starts = (indices - first[which]) * width
         rows = np.empty((len(indices), width), np.int32)
-        for row, shard, start in zip(rows, which, starts, strict=True):
-            row[:] = self.arrays[shard][start : start + width]
+        if not len(indices):
+            return rows
+        if indices.min() < 0 or indices.max() >= self.row_count(sequence_length):
+            raise IndexError(f"row indices go from 0 to {self.row_count(sequence_length) - 1}")
+        which = np.searchsorted(self._starts, indices * width, side="right") - 1
+        by_shard = np.argsort(which, kind="stable")
+        changes = np.flatnonzero(np.diff(which[by_shard])) + 1
+        for wanted in np.split(by_shard, changes):
+            shard = which[wanted[0]]
+            first = -(-self._starts[shard] // width)  # the first row that begins in the shard
+            skipped = first * width - self._starts[shard]
+            count = (self._starts[shard + 1] - first * width) // width
+            table = self.arrays[shard][skipped : skipped + count * width].reshape(count, width)
+            whole = indices[wanted] - first < count
+            rows[wanted[whole]] = table[indices[wanted[whole]] - first]
+            for row in wanted[~whole]:  # begins in the shard and runs on in the next
+                rows[row] = self._across(int(indices[row]) * width, width)
         return rows
+
+    def read_ahead(self, first: int, count: int, sequence_length: int) -> None:
+        """Asks the operating system for `count` rows from `first` on, in one piece; does not wait.
+
+        Without it each row is read for itself, and much around it that nobody needs.
+        """
+        width = sequence_length + 1
+        start, stop = first * width, (first + count) * width
+        begun, ended = np.searchsorted(self._starts, [start, stop - 1], side="right") - 1
+        for shard in range(begun, ended + 1):
+            array = self.arrays[shard]
+            content = getattr(array.base, "obj", None)
+            if not isinstance(content, mmap.mmap):  # an empty shard
+                continue
+            first_byte = max(start - self._starts[shard], 0) * array.itemsize
+            last_byte = min(stop - self._starts[shard], len(array)) * array.itemsize
+            page = int(first_byte) // mmap.PAGESIZE * mmap.PAGESIZE
+            content.madvise(mmap.MADV_WILLNEED, page, int(last_byte) - page)
 
     def verify(self) -> None:
         """Recomputes every checksum.
@@ -148,10 +198,33 @@ class Shards:
             if found != shard.sha256:
                 raise UserError(f"{path}: sha256 is {found}, the index says {shard.sha256}")
 
-    def _first_rows(self, sequence_length: int) -> Int[np.ndarray, "shards+1"]:
-        """Index of each shard's first row; last of all, the number of rows."""
-        counts = [shard.tokens // (sequence_length + 1) for shard in self.index.shards]
-        return np.cumsum([0, *counts])
+    def _across(self, start: int, width: int) -> Int[np.ndarray, "width"]:
+        """`width` tokens from `start` on, in the shards one after the other."""
+        parts = [
+            array[max(start - begin, 0) : max(start + width - begin, 0)]
+            for begin, array in zip(self._starts, self.arrays, strict=False)
+            if begin < start + width and begin + len(array) > start
+        ]
+        return np.concatenate(parts)
+
+    @functools.cached_property
+    def _starts(self) -> Int[np.ndarray, "shards+1"]:
+        """How many tokens come before each shard; last of all, the number of tokens."""
+        tokens = [shard.tokens for shard in self.index.shards]
+        return np.concatenate([[0], np.cumsum(tokens, dtype=np.int64)]).astype(np.int64)
+
+
+def read_index(folder: Path) -> tuple[bytes, Index]:
+    """The index of a prepared split, as it lies and as it reads; its shards are not looked at.
+
+    Raises:
+      UserError: there is none, or it is malformed.
+    """
+    file = folder / INDEX_FILE
+    if not file.is_file():
+        raise UserError(f"{file}: not found; prepare the data with `scaling-jax data prepare`")
+    content = file.read_bytes()
+    return content, _parse(content, file)
 
 
 def _parse(content: bytes, file: Path) -> Index:
@@ -170,6 +243,20 @@ def _parse(content: bytes, file: Path) -> Index:
         raise UserError(f"{file}: not JSON ({error})") from None
 
 
+def _allow_open_files(count: int, folder: Path) -> None:
+    """Raises the limit of this process as far as it may: a mapped shard keeps its file open."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count + OTHER_OPEN_FILES
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return
+    if hard != resource.RLIM_INFINITY and hard < wanted:
+        raise UserError(
+            f"{folder}: {count:,} shards are mapped at once, but a process may have no more than "
+            f"{hard:,} files open here: raise that limit (ulimit -Hn) or prepare fewer shards"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 def _map(folder: Path, shard: ShardEntry, dtype: str) -> np.ndarray:
     path = folder / shard.file
     expected = shard.tokens * DTYPES[dtype].itemsize
@@ -183,5 +270,6 @@ def _map(folder: Path, shard: ShardEntry, dtype: str) -> np.ndarray:
         )
     if expected == 0:  # nothing to map
         return np.zeros(0, DTYPES[dtype])
-    # As a plain array: slicing a memmap object costs several times as much.
-    return np.asarray(np.memmap(path, DTYPES[dtype], mode="r"))
+    with path.open("rb") as file:
+        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    return np.frombuffer(content, DTYPES[dtype])

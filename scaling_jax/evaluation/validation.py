@@ -1,4 +1,10 @@
-"""Loss and top-1 next-token error on held-out data, with 95 % bounds over sequences."""
+"""Loss and top-1 next-token error on held-out data, with 95 % bounds over sequences.
+
+Bits per byte are those of the whole split: the mean loss of the scored tokens, in bits, times the
+split's tokens per byte of text, which `prepare` has counted exactly (an end of text is a token
+without bytes). What is estimated is the loss alone: the first token of a row has none, nor have the
+tails of shards and the rows that are not scored.
+"""
 
 import functools
 import json
@@ -15,7 +21,7 @@ from jaxtyping import Array, Float, Int
 from scaling_jax import atomic
 from scaling_jax import mesh as meshes
 from scaling_jax.config import ModelConfig, RunConfig
-from scaling_jax.data.shards import Shards
+from scaling_jax.data.shards import Index, Shards
 from scaling_jax.errors import UserError
 from scaling_jax.models import transformer
 from scaling_jax.models.loss import token_loss
@@ -33,6 +39,8 @@ class SetScore(TypedDict):
     error: float
     error_low: float
     error_high: float
+    # None where the split does not say how long its text is.
+    bits_per_byte: float | None
     sequences: int
     tokens: int
 
@@ -89,7 +97,8 @@ def _resampling(count: int, samples: int) -> Float[np.ndarray, "samples count"]:
 
 def _score_set(config: RunConfig, params: Params, name: str, mesh: Mesh) -> SetScore:
     length, wanted = config.model.sequence_length, config.evaluation.sequences
-    shards = Shards.open(Path(config.data.folder) / name / "validation")
+    dataset, _, split = name.partition("/")
+    shards = Shards.open(Path(config.data.folder) / dataset / (split or "validation"))
     shards.check_vocabulary(config.model.vocabulary_size)
     available = shards.row_count(length)
     if available == 0:
@@ -108,9 +117,17 @@ def _score_set(config: RunConfig, params: Params, name: str, mesh: Mesh) -> SetS
         error=float(errors.mean()),
         error_low=error_low,
         error_high=error_high,
+        bits_per_byte=_bits_per_byte(float(losses.mean()), shards.index),
         sequences=len(chosen),
         tokens=len(chosen) * length,
     )
+
+
+def _bits_per_byte(loss: float, index: Index) -> float | None:
+    """`loss` in nats per token as bits per UTF-8 byte of a split's text."""
+    if not index.text_bytes:
+        return None
+    return loss / math.log(2) * index.tokens / index.text_bytes
 
 
 def _score_rows(

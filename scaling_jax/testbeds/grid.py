@@ -1,10 +1,17 @@
-"""From a testbed's config to its runs, every one planned before the first is started."""
+"""From a testbed's config to its runs, every one planned before the first is started.
+
+Runs that differ in their length only, and whose schedule is constant or warmup_stable_decay, are
+branches of one trunk: each takes over the steps before the decay from the one before it, carries
+them on, and decays. Such a column costs its longest run and one decay more for each other run.
+"""
 
 import dataclasses
 import itertools
+import json
 from pathlib import Path
 
 from scaling_jax import config as configs
+from scaling_jax import config_files
 from scaling_jax.config import RunConfig, TestbedConfig
 from scaling_jax.errors import UserError
 from scaling_jax.training import budget as budgets
@@ -13,13 +20,22 @@ from scaling_jax.training.budget import Budget
 
 @dataclasses.dataclass(frozen=True)
 class PlannedRun:
-    """One run of a testbed: `role` says whether laws are fitted to it or predict it."""
+    """One run of a testbed: `role` says whether laws are fitted to it or predict it.
+
+    `trunk` is the run, if there is one, whose steps before its decay are the first of this one.
+    """
 
     name: str
     role: str
     token_multiplier: float
     config: RunConfig
     budget: Budget
+    trunk: "PlannedRun | None" = None
+
+    @property
+    def shared_steps(self) -> int:
+        """How many of the first steps the trunk has trained."""
+        return self.trunk.budget.decay_start if self.trunk else 0
 
     def folder(self, out: Path) -> Path:
         """Where the run lives; the name carries the content hash of its config."""
@@ -27,7 +43,7 @@ class PlannedRun:
 
 
 def expand(testbed: TestbedConfig, source: str = "testbed") -> list[PlannedRun]:
-    """Every run of `testbed`, smallest training compute first.
+    """Every run of `testbed`, smallest training compute first, so that trunks precede branches.
 
     Raises:
       UserError: naming `source`, if a run's config is faulty, one run stands in the grid twice, or
@@ -46,13 +62,14 @@ def expand(testbed: TestbedConfig, source: str = "testbed") -> list[PlannedRun]:
     for name in names:
         if names.count(name) > 1:
             raise UserError(f"{source}: run {name} stands in the grid {names.count(name)} times")
-    return sorted(runs, key=lambda run: run.budget.flops_6nd)
+    return _branched(sorted(runs, key=lambda run: run.budget.flops_6nd))
 
 
 def datasets(runs: list[PlannedRun]) -> list[str]:
     """Every dataset that some run trains or is evaluated on, in a stable order."""
-    trained = [run.config.data.dataset for run in runs]
-    evaluated = [name for run in runs for name in run.config.data.validation]
+    trained = [name for run in runs for name in run.config.data.parts]
+    sets = [name for run in runs for name in run.config.data.validation]
+    evaluated = [name.partition("/")[0] for name in sets]
     return sorted({*trained, *evaluated})
 
 
@@ -72,10 +89,24 @@ def _plan_run(
         "token_multiplier": token_multiplier,
         "seed": seed,
     }
-    content = configs.merge(configs.merge(testbed.run, testbed.sizes[size]), chosen)
+    content = config_files.merge(config_files.merge(testbed.run, testbed.sizes[size]), chosen)
     config = configs.build(RunConfig, content, source=f"{source}, run {name}")
     try:
         budget = budgets.plan(config)
     except UserError as error:
         raise UserError(f"{source}, run {name}: {error}") from None
     return PlannedRun(name, role, token_multiplier, config, budget)
+
+
+def _branched(runs: list[PlannedRun]) -> list[PlannedRun]:
+    """The same runs, each with the earlier one as its trunk that shares most steps with it."""
+    branched: list[PlannedRun] = []
+    columns: dict[str, list[PlannedRun]] = {}
+    for run in runs:
+        column = columns.setdefault(json.dumps(run.config.first_steps), [])
+        most = run.budget.decay_start
+        shorter = [other for other in column if 0 < other.budget.decay_start <= most]
+        trunk = max(shorter, key=lambda other: other.budget.decay_start, default=None)
+        column.append(dataclasses.replace(run, trunk=trunk))
+        branched.append(column[-1])
+    return branched

@@ -16,6 +16,7 @@ from scaling_jax.config import RunConfig
 from scaling_jax.data.shards import Shards
 from scaling_jax.errors import UserError
 from scaling_jax.evaluation import validation
+from scaling_jax.models import counting
 from scaling_jax.testbeds.grid import PlannedRun
 from scaling_jax.training import checkpoint, loop
 from scaling_jax.training.checkpoint import Curve
@@ -26,10 +27,14 @@ RECORDS_FILE = "records.csv"
 
 @dataclasses.dataclass(frozen=True)
 class RunStatus:
-    """How far a run is: its newest saved step, and whether its scores are there."""
+    """How far a run is: its newest saved step, and whether its scores are there.
+
+    Its first `branched_at` steps were trained by another run, or will be if it is not started.
+    """
 
     run: PlannedRun
     step: int
+    branched_at: int
     evaluated: bool
 
     @property
@@ -40,6 +45,23 @@ class RunStatus:
         if self.step == self.run.budget.steps:
             return "trained"
         return "started" if self.step else "waiting"
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """Training FLOPs of a testbed as 6 N D, every step counted once that is or will be trained.
+
+    `spent` of `whole` are behind us; the same runs without branches take `separate`.
+    """
+
+    spent: float
+    whole: float
+    separate: float
+
+    @property
+    def saved(self) -> float:
+        """The part of `separate` that branches save."""
+        return 1 - self.whole / self.separate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,9 +80,30 @@ class FinishedRun:
 
 
 def status(run: PlannedRun, out: Path) -> RunStatus:
-    """Looks up how far `run` is; nothing is loaded."""
-    step = checkpoint.latest_step(run.folder(out) / loop.CHECKPOINT_FOLDER) or 0
-    return RunStatus(run, step, _scores(run, out) is not None)
+    """Looks up how far `run` is; no state is loaded.
+
+    Raises:
+      UserError: the newest checkpoint is damaged.
+    """
+    folder = run.folder(out) / loop.CHECKPOINT_FOLDER
+    step, branched_at = checkpoint.latest_step(folder), run.shared_steps
+    if step is not None:
+        branched_at = checkpoint.read_meta(folder).get("branched_at", 0)
+    return RunStatus(run, step or 0, branched_at, _scores(run, out) is not None)
+
+
+def cost(found: Sequence[RunStatus]) -> Cost:
+    """What the training of all runs of a testbed takes, given how far each is."""
+
+    def flops(status: RunStatus, steps: int) -> float:
+        budget = status.run.budget
+        return counting.flops_6nd(budget.params, steps * budget.tokens_per_step)
+
+    return Cost(
+        spent=sum(flops(each, max(each.step - each.branched_at, 0)) for each in found),
+        whole=sum(flops(each, each.run.budget.steps - each.branched_at) for each in found),
+        separate=sum(each.run.budget.flops_6nd for each in found),
+    )
 
 
 def train_and_evaluate(
@@ -84,6 +127,8 @@ def run_all(
 ) -> Iterator[FinishedRun]:
     """Yields each run once it is trained and evaluated; what is done already is not done again.
 
+    A branch starts from its trunk's checkpoint, or from step 0 where somebody has removed that.
+
     Raises:
       UserError, NonFiniteLossError, Interrupted: as `training.loop.train`.
     """
@@ -97,7 +142,7 @@ def run_all(
         def tell(progress: Progress, run: PlannedRun = run) -> None:
             report(run, progress)
 
-        yield FinishedRun(run, train_and_evaluate(run.config, folder, tell), now=True)
+        yield FinishedRun(run, train_and_evaluate(_config(run, out), folder, tell), now=True)
 
 
 def write_table(runs: Sequence[PlannedRun], out: Path) -> pd.DataFrame:
@@ -107,7 +152,11 @@ def write_table(runs: Sequence[PlannedRun], out: Path) -> pd.DataFrame:
       UserError: no run is finished.
     """
     finished = ((run, _scores(run, out)) for run in runs)
-    rows = [record(run, scores) for run, scores in finished if scores is not None]
+    rows = [
+        record(run, scores) | _repetition(run, out)
+        for run, scores in finished
+        if scores is not None
+    ]
     if not rows:
         raise UserError(f"{out}: none of the testbed's {len(runs)} runs is finished")
     table = pd.DataFrame(rows)
@@ -119,7 +168,9 @@ def brief(table: pd.DataFrame) -> pd.DataFrame:
     """The records without what is the same everywhere, bounds and derived columns: for reading."""
     bounds = [name for name in records.measures(table) if name.endswith(("/low", "/high"))]
     constant = [name for name in ("seed",) if table[name].nunique() == 1]
-    return table.drop(columns=[*bounds, *constant, "step", "tokens", "dataset", "model"])
+    bits = [name for name in map(str, table.columns) if name.startswith(records.BITS_PER_BYTE)]
+    names = [*bounds, *bits, *constant, "step", "tokens", "unique_tokens", "dataset", "model"]
+    return table.drop(columns=names, errors="ignore")
 
 
 def curves(runs: Sequence[PlannedRun], out: Path) -> dict[str, Curve]:
@@ -134,7 +185,8 @@ def curves(runs: Sequence[PlannedRun], out: Path) -> dict[str, Curve]:
 
 def entropy_rates(runs: Sequence[PlannedRun]) -> dict[str, float]:
     """Nats per token that no model can go below, of the datasets where that is known."""
-    folders = {run.config.data.dataset: run.config.data.folder for run in runs}
+    alone = [run.config.data for run in runs if not run.config.data.mixture]
+    folders = {data.dataset: data.folder for data in alone}
     rates = {
         name: Shards.open(Path(folder) / name / "validation").entropy_rate
         for name, folder in sorted(folders.items())
@@ -162,7 +214,28 @@ def record(run: PlannedRun, scores: validation.Scores) -> dict[str, Any]:
             row[column] = score[key]
             row[f"{column}/low"] = score[f"{key}_low"]
             row[f"{column}/high"] = score[f"{key}_high"]
+        if score.get("bits_per_byte") is not None:
+            row[f"{records.BITS_PER_BYTE}{name}"] = score["bits_per_byte"]
     return row
+
+
+def _repetition(run: PlannedRun, out: Path) -> dict[str, int]:
+    """What the run's checkpoint says about repeated data; nothing where there is none any more."""
+    folder = run.folder(out) / loop.CHECKPOINT_FOLDER
+    if checkpoint.latest_step(folder) is None:
+        return {}
+    meta = checkpoint.read_meta(folder)
+    return {"unique_tokens": meta["unique_tokens"]} if "unique_tokens" in meta else {}
+
+
+def _config(run: PlannedRun, out: Path) -> RunConfig:
+    """The config of `run`, with the folder of its trunk if the steps that they share are there."""
+    if run.trunk is None:
+        return run.config
+    trunk = run.trunk.folder(out)
+    if run.shared_steps not in checkpoint.steps(trunk / loop.CHECKPOINT_FOLDER):
+        return run.config
+    return dataclasses.replace(run.config, branch_from=str(trunk))
 
 
 def _scores(run: PlannedRun, out: Path) -> validation.Scores | None:

@@ -7,6 +7,7 @@ restore; a step that does not match is set aside and the one before it is used.
 
 import dataclasses
 import importlib.metadata
+import json
 import logging
 import shutil
 import zlib
@@ -45,13 +46,22 @@ class Checkpoints:
     Args:
       folder: where they lie, one sub-folder a step.
       keep: how many of the latest steps are kept.
+      always: steps that are kept beside those.
+      read_only: change nothing in the folder, which another run may be writing.
     """
 
-    def __init__(self, folder: Path, keep: int):
+    def __init__(
+        self, folder: Path, keep: int = 1, always: Sequence[int] = (), read_only: bool = False
+    ):
+        policies = [ocp.checkpoint_managers.LatestN(keep)]
+        policies += [ocp.checkpoint_managers.CustomSteps(always)]
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, cleanup_tmp_directories=True, create=True
+            preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy(policies),
+            cleanup_tmp_directories=not read_only,
+            create=not read_only,
+            read_only=read_only,
         )
-        self._folder = folder
+        self._folder, self._read_only = folder, read_only
         self._manager = ocp.CheckpointManager(folder.resolve(), options=options)
 
     def __enter__(self) -> Self:
@@ -88,7 +98,10 @@ class Checkpoints:
         )
 
     def restore_latest(
-        self, layout: TrainState, check: Callable[[Meta], None] = lambda _: None
+        self,
+        layout: TrainState,
+        check: Callable[[Meta], None] = lambda _: None,
+        last: int | None = None,
     ) -> Restored | None:
         """The newest step whose arrays are what was saved; None if there is no such step.
 
@@ -96,11 +109,14 @@ class Checkpoints:
           layout: shapes, types and shardings to restore into; the mesh may differ from the saved.
           check: raises a UserError for the `meta` of a checkpoint that is not wanted. It is asked
             first: the state of another run would look like a damaged one.
+          last: steps after this one are passed over.
 
         Raises:
           UserError: from `check`; the checkpoint stays as it is.
         """
         for step in sorted(self._manager.all_steps(), reverse=True):
+            if last is not None and step > last:
+                continue
             try:
                 return self._restore(step, layout, check)
             except (UserError, MemoryError, jax.errors.JaxRuntimeError):  # no fault of the files
@@ -113,6 +129,8 @@ class Checkpoints:
 
     def _set_aside(self, step: int) -> None:
         """Renames a step, so that it can be saved anew and nothing is lost."""
+        if self._read_only:
+            return
         if jax.process_index() == 0:
             aside = self._folder / f"{step}.damaged"
             shutil.rmtree(aside, ignore_errors=True)
@@ -138,10 +156,27 @@ class Checkpoints:
         return Restored(items["state"], items["curve"], meta["meta"])
 
 
+def steps(folder: Path) -> list[int]:
+    """The saved steps in a checkpoint folder."""
+    return sorted(int(entry.name) for entry in folder.glob("*") if entry.name.isdigit())
+
+
 def latest_step(folder: Path) -> int | None:
     """The newest saved step in a checkpoint folder."""
-    steps = [int(entry.name) for entry in folder.glob("*") if entry.name.isdigit()]
-    return max(steps, default=None)
+    return max(steps(folder), default=None)
+
+
+def read_meta(folder: Path) -> Meta:
+    """The `meta` of the newest checkpoint in `folder`.
+
+    Raises:
+      UserError: it is damaged.
+    """
+    path = folder / str(latest_step(folder)) / "meta" / "metadata"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise UserError(f"{path}: damaged; testbed run or train sets it aside") from None
 
 
 def read_curve(folder: Path) -> Curve:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scaling_jax import atomic
+from scaling_jax import atomic, config_files
 from scaling_jax import config as configs
 from scaling_jax import mesh as meshes
 from scaling_jax.config import RunConfig
@@ -47,17 +47,17 @@ def run_config(
     Raises:
       UserError: `config` or an override contradicts the weights, or a setting is missing or wrong.
     """
-    given = configs.read(config) if config else {}
+    given = config_files.read(config) if config else {}
     if config and "model" not in given:
         given = {"model": given}
-    configs.apply(given, overrides)
+    config_files.apply(given, overrides)
     stated = given.setdefault("model", {})
     if not isinstance(stated, Mapping):
         raise UserError(f"{config or source}: model is {stated!r}, not a section of settings")
     for key, value in model.items():
         if key in stated and stated[key] != value:
             raise UserError(f"{source}: its {key} is {value}, not the given {stated[key]}")
-    content = configs.merge(given, {"model": model})
+    content = config_files.merge(given, {"model": model})
     if "heads" not in content["model"]:
         raise UserError(
             f"{source}: has no inv_freq, and shapes do not tell the number of heads: "
@@ -70,7 +70,7 @@ def run_config(
     }
     if "token_multiplier" not in content:
         assumed["tokens"] = stated.get("sequence_length", usual["sequence_length"])
-    run = configs.build(RunConfig, configs.merge(assumed, content), config or source)
+    run = configs.build(RunConfig, config_files.merge(assumed, content), config or source)
     return run, list(_missing(assumed, content))
 
 

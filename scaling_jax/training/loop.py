@@ -1,7 +1,7 @@
 """Training one run from its config to its last checkpoint; what has been done is not done again.
 
 On start:
-  1. No checkpoint: begin at step 0.
+  1. No checkpoint: begin at step 0, or with the steps taken over from `branch_from`.
   2. A checkpoint of the same run and the same data: go on from its step, bit for bit.
   3. A checkpoint of another run, or of other data: refuse, saying which.
   4. The last step is reached: return its state.
@@ -25,18 +25,16 @@ from scaling_jax import config as configs
 from scaling_jax import mesh as meshes
 from scaling_jax.config import RunConfig
 from scaling_jax.data.batches import Batches
-from scaling_jax.data.shards import Shards
+from scaling_jax.data.feed import Feed
 from scaling_jax.errors import Interrupted, NonFiniteLossError, UserError
 from scaling_jax.models import counting
+from scaling_jax.training import branch, checkpoint, interrupt, optimizer, state, step, throughput
 from scaling_jax.training import budget as budgets
-from scaling_jax.training import checkpoint, interrupt, optimizer, state, step, throughput
 from scaling_jax.training.budget import Budget
 from scaling_jax.training.checkpoint import Checkpoints, Curve
+from scaling_jax.training.files import CHECKPOINT_FOLDER, CONFIG_FILE, METRICS_FILE
 from scaling_jax.training.state import TrainState
 
-CONFIG_FILE = "config.yaml"
-METRICS_FILE = "metrics.jsonl"
-CHECKPOINT_FOLDER = "checkpoints"
 CURVE_COLUMNS = ("step", "tokens", *step.Metrics._fields)
 STEPS_IN_FLIGHT = 2
 TENSORBOARD_EVERY = 10
@@ -58,11 +56,12 @@ class Progress:
 
 @dataclasses.dataclass(frozen=True)
 class TrainedRun:
-    """A run that has reached its last step."""
+    """A run that has reached its last step; the first `branched_at` were trained by another run."""
 
     state: TrainState
     curve: Curve
     budget: Budget
+    branched_at: int
 
 
 def train(
@@ -80,31 +79,44 @@ def train(
     batches = _open_batches(config, budget)
     run_step = step.compiled(config.model, config.batch_size, config.microbatches, mesh)
     layout = state.abstract(config.model, mesh)
-    identity = {"identity": config.identity, "data_sha256": batches.shards.index_sha256}
+    identity = {"identity": config.identity, "data_sha256": batches.sha256}
+    saved = folder / CHECKPOINT_FOLDER
+    trunk = None
+    if config.branch_from is not None and checkpoint.latest_step(saved) is None:
+        trunk = branch.restore(config, budget, layout, batches.sha256)
 
-    with Checkpoints(folder / CHECKPOINT_FOLDER, config.checkpoint.keep) as checkpoints:
-        restored = checkpoints.restore_latest(
+    with Checkpoints(saved, config.checkpoint.keep, always=[budget.decay_start]) as checkpoints:
+        known = trunk or checkpoints.restore_latest(
             layout, lambda meta: _check_same(meta, identity, folder)
         )
-        if restored:
-            current, curve = restored.state, _Curve(restored.curve)
+        if known:
+            current, curve = known.state, _Curve(known.curve)
         else:
             current, curve = state.create(config.model, config.seed, mesh), _Curve()
-        if len(curve) == budget.steps:
-            return TrainedRun(current, curve.arrays(), budget)
+        if trunk:
+            branched_at = len(curve)
+        else:
+            branched_at = known.meta.get("branched_at", 0) if known else 0
+            if len(curve) == budget.steps:
+                return TrainedRun(current, curve.arrays(), budget, branched_at)
         configs.write(config, folder / CONFIG_FILE)
-        meta = identity | {"config": dataclasses.asdict(config)}
+        meta = identity | {"config": dataclasses.asdict(config), "branched_at": branched_at}
 
         def save() -> None:
-            checkpoints.save(
-                current, curve.arrays(), meta | {"next_row": len(curve) * config.batch_size}
-            )
+            position = {
+                "next_row": len(curve) * config.batch_size,
+                "unique_tokens": batches.unique_tokens(len(curve)),
+            }
+            checkpoints.save(current, curve.arrays(), meta | position)
 
+        if trunk:  # from here on the run needs it no more
+            save()
         # Placed once: as Python numbers they would travel to every device at every step.
         hyper = jax.device_put(optimizer.hyperparameters(config, budget), meshes.sharding(mesh, ()))
         rows = meshes.sharding(mesh, ("batch", "length"))
         with (
-            _Journal(folder, config, budget, len(curve), report) as journal,
+            Feed(batches, rows, range(len(curve), budget.steps)) as feed,
+            _Journal(folder, config, budget, curve, feed, report) as journal,
             interrupt.noticing() as stop,
         ):
             in_flight: collections.deque[step.Metrics] = collections.deque()
@@ -113,13 +125,14 @@ def train(
                 while len(in_flight) > limit:
                     journal.write(curve.append(jax.device_get(in_flight.popleft()), budget))
 
-            for index in range(len(curve), budget.steps):
-                current, metrics = run_step(current, batches.global_batch(index, rows), hyper)
+            for done, batch in enumerate(feed, start=len(curve) + 1):
+                current, metrics = run_step(current, batch, hyper)
                 in_flight.append(metrics)
                 # Reading the metrics of earlier steps only keeps the devices busy meanwhile.
                 collect(STEPS_IN_FLIGHT)
-                done, every = index + 1, config.checkpoint.every_steps
-                if stop.asked or done == budget.steps or (every and done % every == 0):
+                every = config.checkpoint.every_steps
+                due = done in (budget.decay_start, budget.steps)
+                if stop.asked or due or (every and done % every == 0):
                     collect(0)
                     save()
                     # Only here: a request that comes after the line above is for the next step.
@@ -127,7 +140,7 @@ def train(
                         raise Interrupted(
                             f"stopped and saved after step {done} of {budget.steps}", stop.signal
                         )
-    return TrainedRun(current, curve.arrays(), budget)
+    return TrainedRun(current, curve.arrays(), budget, branched_at)
 
 
 def restore(config: RunConfig, folder: Path) -> checkpoint.Restored:
@@ -171,6 +184,10 @@ class _Curve:
         self._rows.append(row)
         return dict(zip(CURVE_COLUMNS, row, strict=True))
 
+    def rows(self, start: int = 0) -> list[dict[str, float]]:
+        """The rows after step `start`."""
+        return [dict(zip(CURVE_COLUMNS, row, strict=True)) for row in self._rows[start:]]
+
     def arrays(self) -> Curve:
         columns = zip(*self._rows, strict=True) if self._rows else [()] * len(CURVE_COLUMNS)
         kinds = [np.int64, np.int64] + [np.float32] * len(step.Metrics._fields)
@@ -188,16 +205,19 @@ class _Journal:
         folder: Path,
         config: RunConfig,
         budget: Budget,
-        done: int,
+        curve: _Curve,
+        feed: Feed,
         report: Callable[[Progress], None],
     ):
         import tensorboardX  # slow to import
 
-        self._budget, self._report = budget, report
+        self._budget, self._feed, self._report = budget, feed, report
         self._flops_per_token = counting.flops_model_per_token(config.model)
         self._speed = throughput.Speedometer()
-        self._file = _reopen(folder / METRICS_FILE, done)
-        self._tensorboard = tensorboardX.SummaryWriter(str(folder / "tensorboard"), purge_step=done)
+        self._file = _reopen(folder / METRICS_FILE, curve)
+        self._tensorboard = tensorboardX.SummaryWriter(
+            str(folder / "tensorboard"), purge_step=len(curve)
+        )
 
     def __enter__(self) -> "_Journal":
         return self
@@ -210,7 +230,12 @@ class _Journal:
         done, budget = int(row["step"]), self._budget
         tokens = int(row["tokens"])
         speed = self._speed.tokens_per_second(tokens)
-        line = row | {"tokens_per_second": round(speed, 1), "time": round(time.time(), 3)}
+        line = row | {
+            "tokens_per_second": round(speed, 1),
+            # Since the start of this process: many mean that the disk is too slow.
+            "seconds_waited_for_data": round(self._feed.seconds_waited, 4),
+            "time": round(time.time(), 3),
+        }
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
         if done % TENSORBOARD_EVERY == 0 or done == budget.steps:
@@ -228,22 +253,31 @@ class _Journal:
         )
 
 
-def _reopen(path: Path, done: int) -> TextIO:
-    """Opens the metrics file for writing on after step `done`; later lines are dropped."""
+def _reopen(path: Path, curve: _Curve) -> TextIO:
+    """Opens the metrics file for writing on after `curve`; later lines are dropped.
+
+    Steps that another run has trained have no line yet: theirs hold neither speed nor time.
+    """
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-    atomic.write_text(path, "".join(lines[:done]))
+    lines = lines[: len(curve)]
+    lines += [json.dumps(row) + "\n" for row in curve.rows(len(lines))]
+    atomic.write_text(path, "".join(lines))
     return path.open("a", encoding="utf-8")
 
 
 def _open_batches(config: RunConfig, budget: Budget) -> Batches:
-    """The training data of `config`; warns when the budget needs them more than once."""
-    shards = Shards.open(Path(config.data.folder) / config.data.dataset / "train")
-    shards.check_vocabulary(config.model.vocabulary_size)
-    batches = Batches(shards, config.model.sequence_length, config.batch_size, config.seed)
-    if batches.epochs(budget.steps) > 1:
+    """The training data of `config`; warns when the budget needs a part more than once."""
+    batches = Batches.open(config)
+    often = [
+        f"{part if config.data.mixture else 'the data'} {times:.2f} times"
+        for part, times in batches.epochs(budget.steps).items()
+        if times > 1
+    ]
+    if often:
+        repeats = budget.tokens - batches.unique_tokens(budget.steps)
         warnings.warn(
-            f"{config.data.dataset}: {budget.tokens:,} tokens need the data "
-            f"{batches.epochs(budget.steps):.2f} times",
+            f"{config.data.dataset}: {budget.tokens:,} tokens need {', '.join(often)}: "
+            f"{repeats:,} of them are repeats",
             stacklevel=3,
         )
     return batches

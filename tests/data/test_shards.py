@@ -1,4 +1,6 @@
 import json
+import mmap
+import resource
 
 import numpy as np
 import pytest
@@ -19,14 +21,14 @@ DOCUMENTS = [[*range(3, 3 + length), 1] for length in (40, 7, 90, 1, 200, 33)]
     shards=st.integers(1, 4),
     sequence_length=st.integers(1, 20),
 )
-def test_rows_are_disjoint_and_only_tails_are_lost(make_shards, documents, shards, sequence_length):
+def test_rows_are_disjoint_and_only_the_tail_is_lost(
+    make_shards, documents, shards, sequence_length
+):
     made = make_shards([[*ids, 1] for ids in documents], shards)
     width = sequence_length + 1
-    expected = []
-    for shard in range(shards):
-        tokens = [id for ids in documents[shard::shards] for id in (*ids, 1)]
-        whole = len(tokens) // width * width
-        expected.extend(np.reshape(tokens[:whole], (-1, width)).tolist())
+    tokens = [id for shard in range(shards) for ids in documents[shard::shards] for id in (*ids, 1)]
+    whole = len(tokens) // width * width
+    expected = np.reshape(tokens[:whole], (-1, width)).tolist()
     count = made.row_count(sequence_length)
     assert made.rows(np.arange(count), sequence_length).tolist() == expected
 
@@ -42,10 +44,45 @@ def test_rows_come_in_the_order_asked_for(make_shards):
     assert shards.rows(np.array([], np.int64), 16).shape == (0, 17)
 
 
+@pytest.mark.parametrize("shards", [1, 3, 8])  # of eight, two are empty
+def test_rows_read_ahead_are_the_pages_that_hold_them(make_shards, monkeypatch, shards):
+    """Noted instead of asked for: from a page's first byte to the last byte of the rows."""
+
+    class Noting(mmap.mmap):
+        def madvise(self, option, start, length):
+            assert option == mmap.MADV_WILLNEED
+            asked.append((self[:], start, length))
+
+    monkeypatch.setattr(mmap, "mmap", Noting)
+    documents = [[*random, 1] for random in np.random.default_rng(0).integers(2, 250, (6, 9_999))]
+    made = make_shards(documents, shards)
+    for first, count in ((0, 1), (700, 255), (0, 3529)):
+        asked = []
+        made.read_ahead(first, count, 16)
+        found = b"".join(content[start : start + length] for content, start, length in asked)
+        assert all(start % mmap.PAGESIZE == 0 for _, start, _ in asked)
+        wanted = made.rows(np.arange(first, first + count), 16).astype("<u2").tobytes()
+        assert wanted in found
+        assert len(found) < len(wanted) + mmap.PAGESIZE
+
+
 @pytest.mark.parametrize("index", [-1, 10_000])
 def test_a_row_that_does_not_exist_is_refused(make_shards, index):
     with pytest.raises(IndexError):
         make_shards(DOCUMENTS).rows(np.array([index]), 16)
+
+
+def test_many_shards_raise_the_limit_of_open_files_or_say_what_it_is(make_shards, monkeypatch):
+    limits = {"now": (600, 700)}
+    monkeypatch.setattr(resource, "getrlimit", lambda _: limits["now"])
+    monkeypatch.setattr(resource, "setrlimit", lambda _, new: limits.update(now=new))
+    make_shards(DOCUMENTS, shards=100)
+    assert limits["now"] == (612, 700)
+    make_shards(DOCUMENTS, shards=10)
+    assert limits["now"] == (612, 700)
+    with pytest.raises(UserError, match=r"200 shards .* no more than 700 files") as caught:
+        make_shards(DOCUMENTS, shards=200)
+    assert "\n" not in str(caught.value)
 
 
 def test_large_vocabularies_take_four_bytes(make_shards):

@@ -1,5 +1,7 @@
 import dataclasses
+import json
 import math
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -99,6 +101,28 @@ def test_fewer_rows_are_spread_evenly_and_are_the_same_for_every_run(
     assert validation.evaluate(dataclasses.replace(fewer, seed=9, batch_size=16), params) == scores
 
 
+def test_bits_per_byte_are_those_of_the_whole_split(config, params, by_hand):
+    """333 tokens, of which one is an end of text, for 332 bytes."""
+    score = validation.evaluate(config, params)["walk"]
+    assert score["bits_per_byte"] == pytest.approx(by_hand[0].mean() / math.log(2) * 333 / 332)
+
+
+def test_without_text_there_are_no_bits_per_byte(config, params, data_folder, tmp_path):
+    shutil.copytree(data_folder, tmp_path / "data")
+    index = tmp_path / "data" / "walk" / "validation" / "index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"text_bytes": 0}))
+    data = dataclasses.replace(config.data, folder=str(tmp_path / "data"))
+    score = validation.evaluate(dataclasses.replace(config, data=data), params)["walk"]
+    assert score["bits_per_byte"] is None
+
+
+def test_any_split_is_a_validation_set(config, params, data_folder):
+    data = dataclasses.replace(config.data, validation=("walk/train", "walk/validation", "walk"))
+    scores = validation.evaluate(dataclasses.replace(config, data=data), params)
+    assert scores["walk/validation"] == scores["walk"]
+    assert scores["walk/train"]["sequences"] == 900 // (LENGTH + 1)
+
+
 def test_a_model_that_knows_nothing_loses_the_log_of_its_vocabulary(config, params):
     blank = params | {"output": np.zeros_like(params["output"])}
     score = validation.evaluate(config, blank)["walk"]
@@ -142,6 +166,7 @@ def test_scores_are_kept_and_read_again(config, params, tmp_path):
     ("changes", "message"),
     [
         ({"data.validation": ("wolk",)}, r"wolk/validation/index\.json: not found"),
+        ({"data.validation": ("walk/test",)}, r"walk/test/index\.json: not found"),
         ({"model.vocabulary_size": 32}, "40 token ids, but model.vocabulary_size is 32"),
         ({"model.sequence_length": 333}, "holds no row of sequence_length=333"),
     ],

@@ -32,6 +32,8 @@ CONTENT = {
     ],
 }
 
+LONG_WARM_UP = {"schedule": "warmup_stable_decay", "warmup_steps": 5000}
+
 
 def build(content=CONTENT) -> TestbedConfig:
     return configs.build(TestbedConfig, content, source="small.yaml")
@@ -73,6 +75,56 @@ def test_all_datasets_are_named_once():
     assert grid.datasets(grid.expand(build())) == ["a", "b"]
 
 
+def scheduled(schedule, **more):
+    content = {**CONTENT, "run": {**CONTENT["run"], "optimizer": {"warmup_steps": 1, **more}}}
+    content["run"]["optimizer"]["schedule"] = schedule
+    return {run.name: run for run in grid.expand(build(content))}
+
+
+def test_of_a_cosine_no_run_is_a_branch():
+    assert not any(run.trunk for run in scheduled("cosine").values())
+
+
+@pytest.mark.parametrize("schedule", ["constant", "warmup_stable_decay"])
+def test_each_longer_run_of_a_column_branches_from_the_one_before_it(schedule):
+    runs = scheduled(schedule)
+    trunks = {name: run.trunk.name for name, run in runs.items() if run.trunk}
+    expected = {
+        f"{data}-{size}-m2.5{seed}": f"{data}-{size}-m1{seed}"
+        for data in "ab"
+        for size in "sl"
+        for seed in ("", "-s1")
+    }
+    assert trunks == expected | {"a-l-m10": "a-l-m2.5"}
+    order = list(runs)
+    for name, run in runs.items():
+        if run.trunk:
+            assert order.index(run.trunk.name) < order.index(name)
+            assert run.shared_steps == runs[run.trunk.name].budget.decay_start > 0
+            assert run.shared_steps < run.budget.steps
+        else:
+            assert run.shared_steps == 0
+
+
+def test_a_run_branches_only_where_it_does_not_decay_yet():
+    """The same model under two names: what decays longer starts to decay before the shorter run."""
+    long_decay = {**CONTENT["sizes"]["s"], "optimizer": {"decay_fraction": 0.8}}
+    content = {**CONTENT, "sizes": {**CONTENT["sizes"], "late": long_decay}}
+    schedule = {"warmup_steps": 1, "schedule": "warmup_stable_decay"}
+    content["run"] = {**CONTENT["run"], "optimizer": schedule}
+    block = {"role": "fit", "datasets": ["a"]}
+    content["grid"] = [
+        {**block, "sizes": ["s"], "token_multipliers": [2, 8]},
+        {**block, "sizes": ["late"], "token_multipliers": [4]},
+    ]
+    runs = {run.name: run for run in grid.expand(build(content))}
+    assert [run.trunk and run.trunk.name for run in runs.values()] == [None, None, "a-s-m2"]
+    content["grid"][1]["token_multipliers"] = [10]
+    runs = {run.name: run for run in grid.expand(build(content))}
+    assert runs["a-late-m10"].trunk is runs["a-s-m2"]
+    assert runs["a-s-m8"].trunk is runs["a-s-m2"]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -85,6 +137,14 @@ def test_all_datasets_are_named_once():
         ),
         ({"grid": [{**CONTENT["grid"][1], "token_multipliers": [1e-4]}]}, "less than one step"),
         ({"laws": {"level": 2}}, "laws.level"),
+        (
+            {"run": {**CONTENT["run"], "data": {"validation": ["a"], "mixture": {"c": 1}}}},
+            "run.data.mixture is one dataset, but the grid names a, b",
+        ),
+        (
+            {"run": {**CONTENT["run"], "optimizer": LONG_WARM_UP}},
+            r"run a-s-m1: a warm-up of 5000 steps and a decay of \d+ do not fit into a run of",
+        ),
         ({"grid": []}, "its grid holds no run"),
         ({"grid": [{**CONTENT["grid"][1], "sizes": []}]}, "its grid holds no run"),
     ],

@@ -63,6 +63,39 @@ def test_a_warm_up_that_never_ends_is_warned_of():
         budget.plan(run(tokens=440, warmup_steps=10))
 
 
+def with_schedule(steps, schedule, warmup_steps=0, decay_fraction=0.2):
+    optimizer = OptimizerConfig(
+        schedule=schedule, warmup_steps=warmup_steps, decay_fraction=decay_fraction
+    )
+    return dataclasses.replace(run(tokens=40 * steps), optimizer=optimizer)
+
+
+def test_the_decay_starts_where_the_length_of_the_run_begins_to_matter():
+    assert budget.plan(with_schedule(100, "cosine")).decay_start == 0
+    assert budget.plan(with_schedule(100, "constant")).decay_start == 100
+    assert budget.plan(with_schedule(100, "warmup_stable_decay")).decay_start == 80
+    assert budget.plan(with_schedule(100, "warmup_stable_decay", 80)).decay_start == 80
+    assert budget.plan(with_schedule(2, "warmup_stable_decay")).decay_start == 1
+
+
+@given(steps=st.integers(1, 10**6), fraction=st.floats(0.001, 0.999))
+def test_a_longer_run_never_starts_its_decay_earlier(steps, fraction):
+    one, more = (
+        budget.plan(with_schedule(each, "warmup_stable_decay", decay_fraction=fraction)).decay_start
+        for each in (steps, steps + 1)
+    )
+    assert 0 <= one <= more < steps + 1
+    assert one < steps
+
+
+def test_a_warm_up_and_decay_longer_than_the_run_are_refused():
+    with pytest.raises(
+        UserError, match="warm-up of 81 steps and a decay of 20 do not fit into a run of 100"
+    ) as caught:
+        budget.plan(with_schedule(100, "warmup_stable_decay", 81))
+    assert "\n" not in str(caught.value)
+
+
 def test_the_multiplier_and_the_tokens_say_the_same():
     by_multiplier = run(token_multiplier=20.0)
     params = budget.plan(by_multiplier).params

@@ -302,5 +302,16 @@ def test_what_does_not_fit_is_named_before_anything_is_written(config, tmp_path,
 
 
 def test_data_that_are_needed_more_than_once_are_warned_of(config, finished):
-    with pytest.warns(UserWarning, match=r"walk: 1,536 tokens need the data 1\.92 times"):
+    with pytest.warns(UserWarning, match=r"need the data 1\.92 times: 736 of them are repeats"):
         loop.train(config, finished)
+
+
+def test_unique_tokens_stand_in_the_checkpoint(whole_folder, whole):
+    meta = checkpoint.read_meta(whole_folder / "checkpoints")
+    assert (meta["next_row"], meta["unique_tokens"]) == (12 * 16, 100 * 8)
+
+
+def test_the_wait_for_data_stands_in_the_metrics(whole_folder, whole):
+    waited = [line["seconds_waited_for_data"] for line in lines(whole_folder)]
+    assert waited == sorted(waited)
+    assert waited[-1] > 0

@@ -81,6 +81,67 @@ def test_a_floor_cuts_off_the_cosine_but_not_the_warm_up():
     assert free[-1] < 1e-3
 
 
+SHAPES = {"linear": lambda part: 1 - part, "one_minus_sqrt": lambda part: 1 - math.sqrt(part)}
+
+
+@given(
+    total=st.integers(2, 400),
+    warmup=st.integers(0, 100),
+    decay=st.integers(1, 300),
+    shape=st.sampled_from(sorted(SHAPES)),
+)
+def test_warm_up_stable_and_decay_follow_their_formulas(total, warmup, decay, shape):
+    decay = min(decay, total)
+    warmup = min(warmup, total - decay)
+    start = total - decay
+    found = rates(
+        HYPER._replace(
+            total_steps=float(total),
+            warmup_steps=float(warmup),
+            decay_start=float(start),
+            decay_shape=float(optimizer.DECAY_SHAPES.index(shape)),
+        ),
+        total,
+    )
+    expected = [3e-5 + SHAPES[shape](k / decay) * (3e-3 - 3e-5) for k in range(decay)]
+    np.testing.assert_allclose(found[start:], expected, rtol=1e-4)
+    np.testing.assert_allclose(found[:warmup], 3e-3 * np.arange(1, warmup + 1) / warmup, rtol=1e-6)
+    assert np.all(found[warmup:start] == np.float32(3e-3))
+
+
+@given(low=st.floats(0, 3e-3), total=st.integers(50, 400), shape=st.integers(0, 2))
+def test_rates_before_the_decay_depend_on_nothing_that_follows(low, total, shape):
+    hyper = HYPER._replace(minimum_learning_rate=low, total_steps=float(total), decay_start=40.0)
+    found = rates(hyper._replace(decay_shape=float(shape)), 40)
+    constant = HYPER._replace(total_steps=40.0, decay_start=40.0)
+    assert np.array_equal(found, rates(constant, 40))
+
+
+def schedule_rates(config, **chosen):
+    run = dataclasses.replace(
+        config, optimizer=dataclasses.replace(config.optimizer, warmup_steps=2, **chosen)
+    )
+    plan = budget.plan(run)
+    return rates(optimizer.hyperparameters(run, plan), plan.steps)
+
+
+def test_the_schedule_of_a_config_is_the_one_that_it_names(config):
+    """Twelve steps to 0.01; the minimum is 3e-5."""
+    half, way = [0.005, 0.01], 0.01 - 3e-5
+    constant = schedule_rates(config, schedule="constant")
+    np.testing.assert_allclose(constant, half + [0.01] * 10, rtol=1e-6)
+    linear = schedule_rates(config, schedule="warmup_stable_decay", decay_fraction=0.25)
+    falling = [0.01, 3e-5 + way * 2 / 3, 3e-5 + way / 3]
+    np.testing.assert_allclose(linear, half + [0.01] * 7 + falling, rtol=1e-5)
+    root = schedule_rates(config, schedule="warmup_stable_decay", decay_shape="one_minus_sqrt")
+    np.testing.assert_allclose(
+        root, half + [0.01] * 9 + [3e-5 + way * (1 - math.sqrt(1 / 2))], rtol=1e-5
+    )
+    cosine = schedule_rates(config, decay_fraction=0.9, decay_shape="linear")
+    assert np.array_equal(cosine, schedule_rates(config))
+    assert cosine[7] == pytest.approx((0.01 + 3e-5) / 2, rel=1e-5)
+
+
 def test_rates_are_those_that_open_lm_used(golden):
     run = golden.run("data")
     hyper = optimizer.hyperparameters(run, budget.plan(run))
@@ -188,7 +249,11 @@ def test_hyperparameters_are_those_of_the_config(config):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         found = optimizer.hyperparameters(run, budget.plan(run))
-    assert found._asdict() == dataclasses.asdict(chosen) | {
+    schedule = ("schedule", "decay_fraction", "decay_shape")
+    numbers = {key: value for key, value in vars(chosen).items() if key not in schedule}
+    assert found._asdict() == numbers | {
         "total_steps": 12.0,
         "z_loss_weight": 0.5,
+        "decay_start": 0.0,
+        "decay_shape": 0.0,
     }
