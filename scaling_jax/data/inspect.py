@@ -11,6 +11,8 @@ from scaling_jax.data.vocabularies import END_OF_TEXT_PIECE, Vocabulary, vocabul
 from scaling_jax.errors import UserError
 
 SAMPLE_SEED = 0
+TOKENS_AT_ONCE = 1 << 24
+ROWS_AT_ONCE = 1024
 QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 
 
@@ -24,7 +26,13 @@ class Inspection:
     tokens: int
     text_bytes: int
     bytes_per_token: float
+    # How many documents were left out, by what was wrong with them.
+    skipped: dict[str, int]
+    # Tokens at the beginning of the split that what follows is about.
+    tokens_read: int
     document_lengths: dict[float, int]
+    # How many documents have at least so many tokens, but less than twice as many.
+    length_histogram: dict[int, int]
     rows: int
     # Share of the rows whose tokens are those of an earlier row.
     duplicate_rows: float
@@ -32,8 +40,12 @@ class Inspection:
     samples: tuple[str, ...]
 
 
-def inspect(folder: str | Path, sequence_length: int = 256, samples: int = 3) -> Inspection:
-    """Reads a prepared split through, and decodes some of its rows, ends of text spelled out.
+def inspect(
+    folder: str | Path, sequence_length: int = 256, samples: int = 3, limit: int = 10**9
+) -> Inspection:
+    """Reads up to `limit` tokens of a prepared split, and decodes some rows from all of it.
+
+    Ends of text are spelled out in those.
 
     Raises:
       UserError: the split cannot be opened, its vocabulary is not where it was or has changed, or
@@ -44,7 +56,8 @@ def inspect(folder: str | Path, sequence_length: int = 256, samples: int = 3) ->
     words = vocabulary(index.vocabulary)
     if words.sha256 != index.vocabulary_sha256:
         raise UserError(f"{folder}: '{index.vocabulary}' has changed since the split was prepared")
-    lengths = _document_lengths(shards)
+    read = min(limit, shards.token_count)
+    lengths = _document_lengths(shards, read)
     if not len(lengths):
         raise UserError(f"{folder}: holds no document that ends")
     rows = shards.row_count(sequence_length)
@@ -57,30 +70,42 @@ def inspect(folder: str | Path, sequence_length: int = 256, samples: int = 3) ->
         tokens=index.tokens,
         text_bytes=index.text_bytes,
         bytes_per_token=index.text_bytes / index.tokens,
+        skipped=index.skipped,
+        tokens_read=read,
         document_lengths={q: int(np.quantile(lengths, q, method="nearest")) for q in QUANTILES},
+        length_histogram=_histogram(lengths),
         rows=rows,
-        duplicate_rows=_duplicate_share(shards, sequence_length),
+        duplicate_rows=_duplicate_share(shards, read // (sequence_length + 1), sequence_length),
         entropy_rate=index.entropy_rate,
         samples=tuple(_decode(row, words) for row in shards.rows(chosen, sequence_length)),
     )
 
 
-def _document_lengths(shards: Shards) -> Int[np.ndarray, "documents"]:
-    """Tokens of each document, its end of text included; documents do not run on across shards."""
+def _document_lengths(shards: Shards, limit: int) -> Int[np.ndarray, "documents"]:
+    """Tokens of each document among the first `limit` tokens, its end of text included."""
     end = shards.index.end_of_text
-    ends = [np.flatnonzero(array == end) for array in shards.arrays]
-    return np.concatenate([np.diff(places, prepend=-1) for places in ends])
-
-
-def _duplicate_share(shards: Shards, sequence_length: int) -> float:
-    """By a hash of each row: equal rows have equal hashes, others practically never."""
-    width = sequence_length + 1
-    seen: set[int] = set()
-    rows = 0
+    ends = [np.array([-1])]
+    before = 0
     for array in shards.arrays:
-        for start in range(0, len(array) - width + 1, width):
-            seen.add(hash(array[start : start + width].tobytes()))
-            rows += 1
+        for start in range(0, min(len(array), limit - before), TOKENS_AT_ONCE):
+            part = array[start : min(start + TOKENS_AT_ONCE, limit - before)]
+            ends.append(np.flatnonzero(part == end) + before + start)
+        before += len(array)
+    return np.diff(np.concatenate(ends))
+
+
+def _histogram(lengths: Int[np.ndarray, "documents"]) -> dict[int, int]:
+    powers = np.bincount(np.log2(lengths).astype(int))
+    shortest = int(np.flatnonzero(powers)[0])
+    return {2**power: int(powers[power]) for power in range(shortest, len(powers))}
+
+
+def _duplicate_share(shards: Shards, rows: int, sequence_length: int) -> float:
+    """By a hash of each row: equal rows have equal hashes, others practically never."""
+    seen: set[int] = set()
+    for start in range(0, rows, ROWS_AT_ONCE):
+        some = shards.rows(np.arange(start, min(start + ROWS_AT_ONCE, rows)), sequence_length)
+        seen.update(hash(row.tobytes()) for row in some)
     return 1 - len(seen) / rows if rows else 0.0
 
 

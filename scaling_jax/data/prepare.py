@@ -1,55 +1,64 @@
-"""From a seqio task to token shards on disk; a program of its own, since it imports TensorFlow.
+"""From a seqio task to token shards on disk, over processes and machines.
 
-    python -m scaling_jax.data.prepare --task python_code --out data --vocabulary bytes
+    scaling-jax data prepare c4 folder=gs://bucket/c4 --vocabulary 20B_tokenizer.json --workers 96
 
-writes data/python_code/train and data/python_code/validation (`scaling_jax.data.shards`). A split
-that is there already, whole and from the same source, is kept.
+writes OUT/c4/train and OUT/c4/validation (`scaling_jax.data.shards`). Each shard takes a run of the
+source's pieces, so that all shards one after the other are what the task streams: the same for any
+number of workers and machines. A shard appears when it is whole, with a receipt beside it; when all
+are there, the receipts become the index that makes the split valid. What is there already is kept
+if its content, the source's and the vocabulary's are what they were.
+
+The documents are read as the task's source reads them and encoded here, many at a time, without a
+tf.data pipeline for each; tests hold the result to what the task streams.
 """
 
-import argparse
-import contextlib
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import json
-import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
-
-import numpy as np
+from typing import NamedTuple
 
 from scaling_jax import atomic
-from scaling_jax.data import corpora, texts, zipf_markov
-from scaling_jax.data.corpora import SPLITS
-from scaling_jax.data.shards import DTYPES, INDEX_FILE, Index, ShardEntry, Shards
+from scaling_jax.data import catalog, workers, writing, zipf_markov
+from scaling_jax.data.shards import INDEX_FILE, Index, ShardEntry, read_index
+from scaling_jax.data.sources import Source, dealt
 from scaling_jax.data.vocabularies import ByteVocabulary, Vocabulary
 from scaling_jax.data.vocabularies import vocabulary as find_vocabulary
+from scaling_jax.data.workers import Report
+from scaling_jax.data.writing import FORMAT_VERSION, Job
 from scaling_jax.errors import UserError
 
-# Raised whenever the same source and vocabulary would give other tokens.
-FORMAT_VERSION = "1"
 PACKAGES = ("seqio", "tensorflow-datasets", "tokenizers", "sentencepiece")
-DOCUMENTS_AT_ONCE = 64
+# Where the number of shards is not given: about so much of the source goes into one.
+SHARD_SOURCE_BYTES = 1 << 28
 
 
-class Progress(NamedTuple):
-    """How far one split has come; `index` is there once it is finished."""
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A split to be prepared: its folder, the index it will have but for its shards, the jobs."""
 
-    task: str
-    split: str
-    documents: int
-    tokens: int
-    index: Index | None
+    folder: Path
+    draft: Index
+    jobs: tuple[Job, ...]
+
+    @property
+    def index_file(self) -> Path:
+        """The file that makes the split valid."""
+        return self.folder / INDEX_FILE
 
 
-class Tokens(NamedTuple):
-    """Token ids of one document, the end of text last, and the size of its text."""
+class Todo(NamedTuple):
+    """What a preparation is about to do: shards to make, shards that are kept, source bytes."""
 
-    ids: np.ndarray
-    text_bytes: int
+    shards: int
+    kept: int
+    source_bytes: float
 
 
 def prepare(
@@ -57,73 +66,97 @@ def prepare(
     *,
     out: Path,
     vocabulary: str = "bytes",
-    shards: int = 1,
+    overrides: Sequence[str] = (),
+    shards: int | None = None,
+    workers: int = 1,
+    machine: tuple[int, int] = (0, 1),
     data_dir: Path | None = None,
-    progress: Callable[[Progress], None] = lambda _: None,
-) -> dict[str, Index]:
-    """Prepares both splits of an embedded corpus or of the user's own texts.
+    begin: Callable[[Todo], None] = lambda _: None,
+    report: Report = lambda _: None,
+) -> list[Index]:
+    """Prepares all splits of a dataset, or of all parts of a mixture.
 
     Args:
-      task: name of an embedded corpus, or path of a .txt or .jsonl file or of a folder of those.
-      out: the splits are written to `out`/<name>/train and `out`/<name>/validation, where the name
-        of a path is its last part.
+      task: as `data.catalog.find` takes it.
+      out: the splits are written to `out`/<name of the dataset>/<split>.
       vocabulary: as `data.vocabularies.vocabulary` takes it.
-      shards: how many files a split is spread over, document by document in turn.
+      overrides: `key=value` settings of the source's config.
+      shards: how many files a split is spread over; by default one for every SHARD_SOURCE_BYTES of
+        the source, if it has so many pieces. The tokens in them are the same for any number.
+      workers: how many processes read and encode.
+      machine: this machine's number, from 0, and how many share the work and the folder.
       data_dir: where tensorflow-datasets keeps what it builds; by default in `out`.
-      progress: hears of every document.
+      begin: hears what is to be done.
+      report: hears of the work that has been done.
 
     Returns:
-      The index of each split.
+      The index of each split that is complete: with several machines, perhaps not all.
 
     Raises:
-      UserError: no such source or vocabulary, text that cannot be read, or an empty split.
+      UserError: no such source or vocabulary, text that cannot be read, an empty split, no room.
+        No index has been written then; finished shards are kept.
     """
-    if shards < 1:
+    if shards is not None and shards < 1:
         raise UserError(f"shards={shards}: give 1 or more")
+    if workers < 1:
+        raise UserError(f"workers={workers}: give 1 or more")
     encoder = find_vocabulary(vocabulary)
-    name, source = _identify(task)
-    data_dir = data_dir or out / "tensorflow_datasets"
-    indices: dict[str, Index] = {}
-    for split in SPLITS:
-        folder = out / name / split
-        draft = _draft(name, split, source, vocabulary, encoder)
-        index = _finished(folder, draft, shards)
-        if index is None:
-            documents = _reported(_tokenized(task, split, encoder, data_dir), name, split, progress)
-            index = _write(documents, folder, draft, shards)
-        progress(Progress(name, split, index.documents, index.tokens, index))
-        indices[split] = index
-    return indices
+    sources = catalog.find(task, overrides, data_dir or out / "tensorflow_datasets")
+    plans = [
+        _plan(source, split, out / source.name / split, shards, vocabulary, encoder)
+        for source in sources
+        for split in source.splits
+    ]
+    _make_missing(plans, machine, encoder, workers, begin, report)
+    entries = [_entries(plan) for plan in plans]
+    for plan, found in zip(plans, entries, strict=True):
+        if found is not None and not any(entry.documents for entry in found):
+            raise UserError(_nothing_in(plan, found))
+    return [
+        _finish(plan, found)
+        for plan, found in zip(plans, entries, strict=True)
+        if found is not None
+    ]
 
 
 def prepare_apart(tasks: Sequence[str], *, out: Path, vocabulary: str = "bytes") -> None:
-    """`prepare` for each of `tasks` in a process of its own, so that TensorFlow stays out of this.
+    """`prepare` for `tasks` in a process of its own, so that TensorFlow stays out of this one.
 
     Raises:
       UserError: as `prepare`; the child has said why.
     """
-    command = [sys.executable, "-m", "scaling_jax.data.prepare", "--out", str(out)]
-    command += ["--vocabulary", vocabulary]
-    command += [part for task in tasks for part in ("--task", task)]
+    command = [sys.executable, "-m", "scaling_jax.cli", "data", "prepare", *tasks]
+    command += ["--out", str(out), "--vocabulary", vocabulary]
     if subprocess.run(command, check=False).returncode:
         raise UserError(f"the data could not be prepared in {out}")
 
 
-def _identify(task: str) -> tuple[str, str]:
-    """The name of a source and of its content; a user's texts are read through and checked."""
-    if task in corpora.CORPORA:
-        return task, corpora.version(task)
-    path = Path(task)
-    return texts.dataset_name(path), texts.version(path)
+def describe(index: Index) -> str:
+    """A finished split in one line."""
+    skipped = ", ".join(f"{count:,} {kind}" for kind, count in index.skipped.items())
+    return (
+        f"{index.task} {index.split}: {index.documents:,} documents, {index.text_bytes:,} bytes, "
+        f"{index.tokens:,} tokens" + (f"; left out: {skipped}" if skipped else "")
+    )
 
 
-def _draft(name: str, split: str, source: str, vocabulary: str, encoder: Vocabulary) -> Index:
-    """The index of a split before anything is written: all that its content depends on."""
-    known_entropy = name == "zipf_markov" and isinstance(encoder, ByteVocabulary)
-    return Index(
-        task=name,
+def _plan(
+    source: Source,
+    split: str,
+    folder: Path,
+    shards: int | None,
+    vocabulary: str,
+    encoder: Vocabulary,
+) -> Plan:
+    pieces = source.pieces(split, shards)
+    if shards is None:
+        wanted = -(-sum(piece.size for piece in pieces) // SHARD_SOURCE_BYTES)
+        shards = max(min(wanted, len(pieces)), 1)
+    known_entropy = source.name == "zipf_markov" and isinstance(encoder, ByteVocabulary)
+    draft = Index(
+        task=source.name,
         split=split,
-        source=source,
+        source=source.about,
         vocabulary=vocabulary,
         vocabulary_size=encoder.size,
         vocabulary_sha256=encoder.sha256,
@@ -136,145 +169,123 @@ def _draft(name: str, split: str, source: str, vocabulary: str, encoder: Vocabul
         versions={"format": FORMAT_VERSION}
         | {package: importlib.metadata.version(package) for package in PACKAGES},
     )
+    names = [f"tokens-{number:05d}-of-{shards:05d}.{draft.dtype}" for number in range(shards)]
+    recipe = _recipe(draft, source.rule(split))
+    jobs = (
+        Job(source, split, tuple(run), folder / name, draft.dtype, recipe)
+        for name, run in zip(names, dealt(pieces, shards), strict=True)
+    )
+    return Plan(folder, draft, tuple(jobs))
 
 
-def _finished(folder: Path, draft: Index, shards: int) -> Index | None:
-    """The index of what is in `folder`, if that is whole and what the draft would become."""
+def _recipe(draft: Index, rule: str) -> str:
+    """Names all that a split depends on, except where its vocabulary lies and its documents."""
+    content = dataclasses.asdict(draft) | {"vocabulary": "", "rule": rule}  # pyright: ignore[reportArgumentType]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _make_missing(
+    plans: Sequence[Plan],
+    machine: tuple[int, int],
+    encoder: Vocabulary,
+    count: int,
+    begin: Callable[[Todo], None],
+    report: Report,
+) -> None:
+    """Makes those of the machine's shards that are not there as they should be."""
+    number, machines = machine
+    indices = [_read_index(plan) for plan in plans]
+    jobs = [
+        (job, entry)
+        for plan, index in zip(plans, indices, strict=True)
+        for job, entry in zip(
+            plan.jobs, index.shards if index else (None,) * len(plan.jobs), strict=True
+        )
+    ][number::machines]
+    there = [(job, entry) for job, entry in jobs if job.path.exists()]
+    good = workers.run(_is_there, there, count, lambda _: None)
+    kept = {job.path for (job, _), whole in zip(there, good, strict=True) if whole}
+    missing = [job for job, _ in jobs if job.path not in kept]
+    begin(Todo(len(missing), len(kept), sum(job.source_bytes for job in missing)))
+    for plan, index in zip(plans, indices, strict=True):
+        if index is None or any(job.path.parent == plan.folder for job in missing):
+            _reopen(plan, index)
+    workers.run(functools.partial(_make, encoder), missing, count, report)
+
+
+def _is_there(job: tuple[Job, ShardEntry | None], report: Report) -> bool:
+    del report
+    return writing.find(*job) is not None
+
+
+def _make(vocabulary: Vocabulary, job: Job, report: Report) -> ShardEntry:
+    return writing.make(job, vocabulary, report)
+
+
+def _read_index(plan: Plan) -> Index | None:
+    """The index in the folder, if it is of what the plan would make."""
     try:
-        found = Shards.open(folder)
-        found.verify()
+        _, found = read_index(plan.folder)
     except UserError:
         return None
-    index = found.index
     expected = dataclasses.replace(
-        draft,
-        vocabulary=index.vocabulary,  # the same content may have moved
-        documents=index.documents,
-        text_bytes=index.text_bytes,
-        shards=index.shards,
+        plan.draft,
+        vocabulary=found.vocabulary,  # the same content may have moved
+        documents=found.documents,
+        text_bytes=found.text_bytes,
+        shards=found.shards,
     )
-    return index if index == expected and len(index.shards) == shards else None
+    names = [job.path.name for job in plan.jobs]
+    same = found == expected and [entry.file for entry in found.shards] == names
+    return found if same else None
 
 
-def _tokenized(task: str, split: str, encoder: Vocabulary, data_dir: Path) -> Iterator[Tokens]:
-    """What the seqio task streams, document by document."""
-    with _quiet_start_up():
-        from scaling_jax.data import tasks
-
-        tasks.stay_on_cpu()
-    dataset = tasks.register(task, encoder, data_dir).get_dataset(split=split, shuffle=False)
-    for batch in dataset.ragged_batch(DOCUMENTS_AT_ONCE):
-        ids, sizes = batch["targets"], batch["text_bytes"].numpy()
-        rows = np.split(ids.flat_values.numpy(), ids.row_splits.numpy()[1:-1])
-        yield from map(Tokens, rows, sizes.tolist())
-
-
-def _reported(
-    documents: Iterable[Tokens], name: str, split: str, progress: Callable[[Progress], None]
-) -> Iterator[Tokens]:
-    tokens = 0
-    for count, document in enumerate(documents, start=1):
-        yield document
-        tokens += len(document.ids)
-        progress(Progress(name, split, count, tokens, None))
+def _reopen(plan: Plan, index: Index | None) -> None:
+    """Makes the split one that is being prepared: receipts, no index, no files of another plan."""
+    ours = {file for job in plan.jobs for file in (job.path.name, job.receipt.name)}
+    if index is not None:
+        for job, entry in zip(plan.jobs, index.shards, strict=True):
+            writing.write_receipt(job.receipt, entry)
+    plan.index_file.unlink(missing_ok=True)
+    for file in [*plan.folder.glob("tokens-*-of-*"), *plan.folder.glob(".*.tmp")]:
+        written = file.name.lstrip(".").rsplit(".", 2)[0] if file.suffix == ".tmp" else file.name
+        if written not in ours:
+            file.unlink(missing_ok=True)
 
 
-def _write(documents: Iterable[Tokens], folder: Path, draft: Index, shards: int) -> Index:
-    """Writes the shards and, last of all, the index that makes them valid."""
-    (folder / INDEX_FILE).unlink(missing_ok=True)
-    for stale in folder.glob("tokens-*-of-*"):
-        stale.unlink()
-    names = [f"tokens-{number:05d}-of-{shards:05d}.{draft.dtype}" for number in range(shards)]
-    count = text_bytes = 0
-    with contextlib.ExitStack() as stack:
-        writers = []
-        for name in names:
-            file = stack.enter_context(atomic.replacing(folder / name))
-            writers.append(_ShardWriter(stack.enter_context(file.open("wb")), DTYPES[draft.dtype]))
-        for document in documents:
-            writers[count % shards].append(document.ids)
-            count += 1
-            text_bytes += document.text_bytes
-    entries = tuple(
-        ShardEntry(name, writer.tokens, writer.digest.hexdigest())
-        for name, writer in zip(names, writers, strict=True)
-    )
-    index = dataclasses.replace(draft, documents=count, text_bytes=text_bytes, shards=entries)
-    content = json.dumps(dataclasses.asdict(index), indent=1) + "\n"  # pyright: ignore[reportArgumentType]
-    atomic.write_text(folder / INDEX_FILE, content)
+def _entries(plan: Plan) -> list[ShardEntry] | None:
+    """The entries of all shards; None if some are still to be made, here or elsewhere."""
+    if not all(job.path.exists() for job in plan.jobs):
+        return None
+    entries = [writing.read_receipt(job) for job in plan.jobs]
+    if all(entries):
+        return [entry for entry in entries if entry]
+    index = _read_index(plan)
+    return list(index.shards) if index else None
+
+
+def _finish(plan: Plan, entries: Sequence[ShardEntry]) -> Index:
+    """Writes the index that makes the split valid, unless it is there; receipts are over then."""
+    index = _read_index(plan)
+    if index is None or list(index.shards) != entries:
+        index = dataclasses.replace(
+            plan.draft,
+            documents=sum(entry.documents for entry in entries),
+            text_bytes=sum(entry.text_bytes for entry in entries),
+            shards=tuple(entries),
+        )
+        content = json.dumps(dataclasses.asdict(index), indent=1) + "\n"  # pyright: ignore[reportArgumentType]
+        atomic.write_text(plan.index_file, content)
+    for job in plan.jobs:
+        job.receipt.unlink(missing_ok=True)
     return index
 
 
-class _ShardWriter:
-    """Appends ids to a file and keeps count and checksum of what went into it."""
-
-    def __init__(self, file: BinaryIO, dtype: np.dtype):
-        self._file = file
-        self._dtype = dtype
-        self.tokens = 0
-        self.digest = hashlib.sha256()
-
-    def append(self, ids: np.ndarray) -> None:
-        content = ids.astype(self._dtype).tobytes()
-        self._file.write(content)
-        self.digest.update(content)
-        self.tokens += len(ids)
-
-
-@contextlib.contextmanager
-def _quiet_start_up() -> Iterator[None]:
-    """Keeps TensorFlow off the GPU, and off stderr the messages that no setting stops."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
-    sys.stderr.flush()
-    saved = os.dup(2)
-    try:
-        with Path(os.devnull).open("wb") as nowhere:
-            os.dup2(nowhere.fileno(), 2)
-        yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)
-
-
-def print_finished(progress: Progress) -> None:
-    """Prints a line when a split is finished."""
-    if progress.index is not None:
-        print(
-            f"{progress.task} {progress.split}: {progress.documents:,} documents, "
-            f"{progress.index.text_bytes:,} bytes, {progress.tokens:,} tokens",
-            flush=True,
-        )
-
-
-def main() -> None:
-    """Command line of this module; prints one line for each finished split."""
-    parser = argparse.ArgumentParser(
-        prog="python -m scaling_jax.data.prepare",
-        description="Prepare token shards from embedded corpora or your own texts.",
+def _nothing_in(plan: Plan, entries: Sequence[ShardEntry]) -> str:
+    skipped = sum((Counter(entry.skipped) for entry in entries), Counter[str]())
+    faults = ", ".join(f"{count} {kind}" for kind, count in skipped.items())
+    return (
+        f"{plan.draft.task}: no document falls into the {plan.draft.split} split"
+        f"{f' ({faults})' if faults else ''}; give more documents, or a folder that has both "
+        "train/ and validation/"
     )
-    parser.add_argument(
-        "--task", action="append", required=True, help="corpus or path; may be repeated"
-    )
-    parser.add_argument("--out", type=Path, required=True, help="folder for the shards")
-    parser.add_argument("--vocabulary", default="bytes", help="bytes, FILE.model or FILE.json")
-    parser.add_argument("--shards", type=int, default=1, help="files a split is spread over")
-    parser.add_argument("--data-dir", type=Path, help="where tensorflow-datasets builds")
-    options = parser.parse_args()
-    try:
-        for task in options.task:
-            prepare(
-                task,
-                out=options.out,
-                vocabulary=options.vocabulary,
-                shards=options.shards,
-                data_dir=options.data_dir,
-                progress=print_finished,
-            )
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-
-
-if __name__ == "__main__":
-    main()

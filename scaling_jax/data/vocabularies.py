@@ -5,8 +5,9 @@ Encoding and decoding here need no TensorFlow; `as_seqio` gives the same vocabul
 """
 
 import abc
+import functools
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,17 +30,24 @@ LONGEST_TRAINING_TEXT = 1 << 24  # bytes; SentencePiece leaves out what is longe
 class Vocabulary(abc.ABC):
     """A two-way mapping of text and token ids.
 
+    Vocabularies can be pickled; they come back from their files.
+
     Attributes:
+      name: "bytes" or the path.
       size: one more than the largest id.
       end_of_text: the id that stands after every document. Encoding never yields it, not even for a
         text that spells it out.
       sha256: of the content: equal for equal vocabularies, wherever their files lie.
     """
 
-    def __init__(self, size: int, end_of_text: int, sha256: str):
+    def __init__(self, name: str, size: int, end_of_text: int, sha256: str):
+        self.name = name
         self.size = size
         self.end_of_text = end_of_text
         self.sha256 = sha256
+
+    def __reduce__(self) -> tuple[Callable[[str, str], "Vocabulary"], tuple[str, str]]:
+        return _unchanged, (self.name, self.sha256)
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text`, without the end of text."""
@@ -93,7 +101,7 @@ class ByteVocabulary(Vocabulary):
 
     def __init__(self):
         fingerprint = hashlib.sha256(b"seqio.ByteVocabulary").hexdigest()
-        super().__init__(256 + BYTE_OFFSET, BYTE_END_OF_TEXT, fingerprint)
+        super().__init__("bytes", 256 + BYTE_OFFSET, BYTE_END_OF_TEXT, fingerprint)
 
     def as_seqio(self) -> "seqio.Vocabulary":
         """seqio's own byte vocabulary."""
@@ -122,7 +130,7 @@ class SentencePieceVocabulary(Vocabulary):
         end = self._processor.eos_id()
         if end < 0:
             raise UserError(f"{path}: the model has no end-of-sentence piece")
-        super().__init__(self._processor.get_piece_size(), end, _file_sha256(path))
+        super().__init__(str(path), self._processor.get_piece_size(), end, _file_sha256(path))
 
     def as_seqio(self) -> "seqio.Vocabulary":
         """seqio's vocabulary over the same file."""
@@ -151,7 +159,7 @@ class TokenizerJsonVocabulary(Vocabulary):
         # A document that spells out a special token is text like any other.
         self._tokenizer.encode_special_tokens = True
         size = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
-        super().__init__(size, end, _file_sha256(path))
+        super().__init__(str(path), size, end, _file_sha256(path))
 
     def as_seqio(self) -> "seqio.Vocabulary":
         """A seqio vocabulary that asks this one."""
@@ -200,6 +208,15 @@ def train_sentencepiece(documents: Iterable[str], size: int, out: Path) -> None:
         except RuntimeError as error:
             reason = " ".join(str(error).split())
             raise UserError(f"{out}: SentencePiece cannot make {size} pieces ({reason})") from None
+
+
+@functools.lru_cache(maxsize=1)
+def _unchanged(name: str, sha256: str) -> Vocabulary:
+    """The vocabulary called `name`, if its content is what it was."""
+    found = vocabulary(name)
+    if found.sha256 != sha256:
+        raise UserError(f"vocabulary '{name}': has changed in the meantime")
+    return found
 
 
 def _file_sha256(path: Path) -> str:

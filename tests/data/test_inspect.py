@@ -26,6 +26,14 @@ def test_lengths_and_samples(folder):
     assert found.samples[0] == "one<|endoftext|>two and two<|endoftext|>"
     assert found.samples[1] == "one<|endoftext|>éééééé"
     assert found.bytes_per_token == (found.tokens - 4) / found.tokens
+    assert found.length_histogram == {4: 2, 8: 1, 16: 1}
+
+
+def test_of_a_large_split_only_the_beginning_is_read(folder):
+    found = inspect(folder, sequence_length=3, limit=17)
+    assert (found.tokens_read, found.tokens) == (17, 41)
+    assert found.length_histogram == {4: 1, 8: 1}
+    assert found.duplicate_rows == 0
 
 
 def test_rows_that_repeat_are_counted(make_shards, folder):

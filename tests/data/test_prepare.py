@@ -1,217 +1,282 @@
-"""The one test module that imports TensorFlow: tasks, vocabularies inside tf.data, preparation."""
+"""From files to shards, without TensorFlow; `test_tasks` compares with what seqio streams."""
 
+import gzip
 import json
+import os
+import random
+import resource
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
-import seqio
-import tensorflow as tf
+import tokenizers
 
-from scaling_jax.data import corpora, prepare, tasks, zipf_markov
-from scaling_jax.data.corpora import CORPORA, SPLITS
-from scaling_jax.data.seqio_vocabulary import SeqioVocabulary
+from scaling_jax.data import corpora, prepare
 from scaling_jax.data.shards import Shards
-from scaling_jax.data.vocabularies import train_sentencepiece, vocabulary
 from scaling_jax.errors import UserError
 
-TEXTS = ["", "plain", "  two  spaces \n\ttab ", "naïve 文字 🙂", "a<|endoftext|>b"]
+SHARED = Path(__file__).parents[2] / ".." / "shared" / "data"
+NEOX = SHARED / "tokenizer" / "20B_tokenizer.json"
+REAL = {
+    "shakespeare": SHARED / "text" / "tinyshakespeare" / "input.txt",
+    "wikitext": SHARED / "text" / "wikitext2" / "valid.txt",
+    "peps": SHARED / "text" / "peps_rst" / "peps.txt",
+}
+needs_real_text = pytest.mark.skipif(
+    not NEOX.is_file() or not all(path.is_file() for path in REAL.values()),
+    reason=f"the text and the tokenizer are not there: {SHARED}",
+)
 
 
-@pytest.fixture(scope="module")
-def out(tmp_path_factory):
-    """The three corpora, prepared as bytes."""
-    folder = tmp_path_factory.mktemp("prepared")
-    for task in CORPORA:
-        prepare.prepare(task, out=folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def texts_path(tmp_path_factory):
-    path = tmp_path_factory.mktemp("texts") / "docs.jsonl"
-    texts = [document.text for document in corpora.python_docs()[:500]]
+def write_lines(path: Path, texts: list[str]) -> Path:
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     return path
 
 
+def content(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
 @pytest.fixture(scope="module")
-def vocabulary_names(tmp_path_factory):
-    """One vocabulary of each kind; the Hugging Face one has its end of text at id 0."""
-    import tokenizers
+def docs(tmp_path_factory):
+    texts = [document.text for document in corpora.python_docs()[:600]]
+    return write_lines(tmp_path_factory.mktemp("texts") / "docs.jsonl", texts)
 
-    folder = tmp_path_factory.mktemp("vocabularies")
-    texts = [document.text for document in corpora.python_docs()[:300]]
-    train_sentencepiece(texts, 600, folder / "docs.model")
-    bpe = tokenizers.ByteLevelBPETokenizer()
-    bpe.train_from_iterator(
-        texts, vocab_size=500, special_tokens=["<|endoftext|>", "<|padding|>"], show_progress=False
+
+@pytest.fixture(scope="module")
+def real_documents():
+    """Three kinds of real text; all but the PEPs, which are separated, cut at blank lines."""
+    separators = {"shakespeare": "\n\n", "wikitext": " \n \n", "peps": "<|endoftext|>"}
+    return {
+        name: [text for text in path.read_text()[:400_000].split(separators[name]) if text]
+        for name, path in REAL.items()
+    }
+
+
+@needs_real_text
+def test_the_ids_of_real_text_are_those_of_tokenizers(real_documents, tmp_path):
+    folder = tmp_path / "real"
+    folder.mkdir()
+    shakespeare, wikitext, peps = real_documents.values()
+    write_lines(folder / "a.jsonl", shakespeare)
+    with gzip.open(folder / "b.json.gz", "wt") as file:
+        file.writelines(json.dumps({"text": text}) + "\n" for text in wikitext)
+    for number, text in enumerate(peps):
+        (folder / f"pep {number:04d}.txt").write_text(text)
+    (index,) = prepare.prepare(
+        str(folder), out=tmp_path, vocabulary=str(NEOX), overrides=["held_out_share=0"], shards=5
     )
-    bpe.save(str(folder / "tokenizer.json"))
-    return ["bytes", str(folder / "docs.model"), str(folder / "tokenizer.json")]
+    plain = tokenizers.Tokenizer.from_file(str(NEOX))
+    documents = [*peps, *shakespeare, *wikitext]  # .txt files come before lines
+    expected = [id for row in plain.encode_batch(documents) for id in [*row.ids, 0]]
+    shards = Shards.open(tmp_path / "real" / "train")
+    assert np.concatenate(shards.arrays).tolist() == expected
+    rows = shards.rows(np.arange(shards.row_count(2048)), 2048)
+    assert rows.ravel().tolist() == expected[: len(expected) // 2049 * 2049]
+    assert index.documents == len(documents)
+    assert index.text_bytes == sum(len(text.encode()) for text in documents)
 
 
-@pytest.mark.parametrize("kind", range(3))
-def test_ids_in_tensorflow_are_those_in_python(vocabulary_names, kind):
-    words = vocabulary(vocabulary_names[kind])
-    same = words.as_seqio()
-    assert (same.vocab_size, same.eos_id) == (words.size, words.end_of_text)
-    assert same.pad_id != same.eos_id
-    dataset = tf.data.Dataset.from_tensor_slices(TEXTS).map(same.encode_tf)
-    assert [row.tolist() for row in dataset.as_numpy_iterator()] == words.encode_batch(TEXTS)
-    assert [same.encode_tf(text).numpy().tolist() for text in TEXTS] == words.encode_batch(TEXTS)
-    assert [list(same.encode(text)) for text in TEXTS] == words.encode_batch(TEXTS)
-    for text, ids in zip(TEXTS, words.encode_batch(TEXTS), strict=True):
-        assert same.decode(ids) == text
-        if ids:
-            assert same.decode_tf(tf.constant(ids)).numpy().decode() == text
-
-
-def test_seqio_vocabularies_are_equal_by_content(vocabulary_names):
-    first, again = (vocabulary(vocabulary_names[2]).as_seqio() for _ in range(2))
-    assert isinstance(first, SeqioVocabulary)
-    assert first == again
-    assert first != vocabulary("bytes").as_seqio()
-
-
-@pytest.mark.parametrize("task", CORPORA)
-@pytest.mark.parametrize("split", SPLITS)
-def test_shards_hold_every_document_and_its_end(out, task, split):
-    shards = Shards.open(out / task / split)
-    shards.verify()
-    documents = list(corpora.documents(task, split))
-    content = b"".join(document.text.encode() + b"\xff" for document in documents)
-    expected = np.frombuffer(content, np.uint8).astype(np.int64) + 3
-    expected[expected == 0xFF + 3] = 1  # UTF-8 has no byte ff: it stood for the end of text
-    assert np.array_equal(np.concatenate(shards.arrays), expected)
-    assert shards.index.documents == len(documents)
-    assert shards.index.text_bytes == len(content) - len(documents)
-
-
-@pytest.mark.parametrize("task", CORPORA)
-def test_shards_equal_the_seqio_stream(out, task):
-    words = vocabulary("bytes")
-    registered = tasks.register(task, words, out / "tensorflow_datasets")
-    stream = seqio.get_mixture_or_task(registered.name).get_dataset(
-        split="validation", shuffle=False
-    )
-    ids = np.concatenate([example["targets"] for example in stream.as_numpy_iterator()])
-    assert np.array_equal(ids, np.concatenate(Shards.open(out / task / "validation").arrays))
-
-
-@pytest.mark.parametrize("kind", range(3))
-def test_a_users_texts_with_every_vocabulary(vocabulary_names, texts_path, tmp_path, kind):
-    words = vocabulary(vocabulary_names[kind])
-    indices = prepare.prepare(
-        str(texts_path), out=tmp_path, vocabulary=vocabulary_names[kind], shards=3
-    )
-    found = []
-    for split in SPLITS:
-        shards = Shards.open(tmp_path / "docs" / split)
+def test_any_number_of_shards_workers_and_machines_gives_the_same(docs, tmp_path):
+    def tokens(name: str, **options: object) -> tuple[bytes, int]:
+        (index, _) = prepare.prepare(str(docs), out=tmp_path / name, **options)  # pyright: ignore[reportArgumentType]
+        shards = Shards.open(tmp_path / name / "docs" / "train")
         shards.verify()
-        assert shards.index == indices[split]
-        assert shards.index.end_of_text == words.end_of_text
-        parts = [
-            np.split(array, np.flatnonzero(array == words.end_of_text) + 1)[:-1]
-            for array in shards.arrays
-        ]
-        # documents are dealt out in turn
-        found += [
-            words.decode(parts[number % 3][number // 3]) for number in range(sum(map(len, parts)))
-        ]
-    texts = [json.loads(line)["text"] for line in texts_path.read_text().splitlines()]
-    assert sorted(found) == sorted(texts)
+        assert shards.index == index
+        return np.concatenate(shards.arrays).tobytes(), len(index.shards)
 
-
-def test_two_preparations_are_the_same_to_the_byte(out, tmp_path):
-    for task in ("python_docs", "zipf_markov"):
-        prepare.prepare(task, out=tmp_path)
-        for split in SPLITS:
-            again, first = (Shards.open(folder / task / split) for folder in (tmp_path, out))
-            assert again.index_sha256 == first.index_sha256
-
-
-def test_the_entropy_rate_is_that_of_bytes(out, vocabulary_names, tmp_path):
-    for split in SPLITS:
-        assert Shards.open(out / "zipf_markov" / split).entropy_rate == zipf_markov.entropy_rate()
-        assert Shards.open(out / "python_docs" / split).entropy_rate is None
-    draft = prepare._draft(
-        "zipf_markov", "train", "", vocabulary_names[1], vocabulary(vocabulary_names[1])
-    )
-    assert draft.entropy_rate is None
-
-
-def test_what_is_there_is_kept_and_what_is_not_whole_is_made_again(texts_path, tmp_path):
-    heard = []
-
-    def made_again() -> set[str]:
-        heard.clear()
-        prepare.prepare(str(texts_path), out=tmp_path, progress=heard.append)
-        return {progress.split for progress in heard if progress.index is None}
-
-    folder = tmp_path / "docs" / "train"
-    assert made_again() == {"train", "validation"}
-    digest = Shards.open(folder).index_sha256
-    assert made_again() == set()
-    shard = folder / Shards.open(folder).index.shards[0].file
-    shard.write_bytes(shard.read_bytes().replace(b"a", b"b"))
-    assert made_again() == {"train"}
-    (folder / "index.json").unlink()
-    assert made_again() == {"train"}
-    assert Shards.open(folder).index_sha256 == digest
-    prepare.prepare(str(texts_path), out=tmp_path, shards=2)
-    assert len(list(folder.glob("tokens-*"))) == 2
+    one, _ = tokens("one")
+    assert tokens("seven", shards=7) == (one, 7)
+    assert tokens("spread", shards=7, workers=2) == (one, 7)
+    assert prepare.prepare(str(docs), out=tmp_path / "apart", shards=7, machine=(1, 2)) == []
+    assert not list((tmp_path / "apart").rglob("index.json"))
+    assert tokens("apart", shards=7, machine=(0, 2)) == (one, 7)
     assert (
-        Shards.open(folder).token_count
-        == sum(1 for progress in heard if progress.index is None)
-        + Shards.open(folder).index.text_bytes
+        content(tmp_path / "seven") == content(tmp_path / "spread") == content(tmp_path / "apart")
     )
 
 
-def test_changed_texts_are_prepared_again(texts_path, tmp_path):
-    path = tmp_path / "texts.jsonl"
-    path.write_text(texts_path.read_text())
-    before = prepare.prepare(str(path), out=tmp_path)["train"]
-    path.write_text(texts_path.read_text() + json.dumps({"text": "one more"}) + "\n")
-    after = prepare.prepare(str(path), out=tmp_path)
-    assert after["train"].source != before.source
-    assert sum(index.documents for index in after.values()) == 501
+def test_what_is_there_is_kept_and_what_is_not_whole_is_made_again(docs, tmp_path):
+    folder = tmp_path / "docs" / "train"
+
+    def made_again(shards: int = 4) -> int:
+        heard: list[prepare.Todo] = []
+        prepare.prepare(str(docs), out=tmp_path, shards=shards, begin=heard.append)
+        Shards.open(folder).verify()
+        assert not list(folder.glob(".*"))
+        return heard[0].shards
+
+    assert made_again() == 8
+    first = content(tmp_path)
+    assert made_again() == 0
+    shard = folder / "tokens-00001-of-00004.u16"
+    shard.write_bytes(shard.read_bytes().replace(b"a", b"b"))
+    assert made_again() == 1
+    shard.unlink()
+    (folder / f".{shard.name}.abc.tmp").write_bytes(b"half")
+    assert made_again() == 1
+    (folder / "index.json").unlink()
+    assert made_again() == 4  # without the index nobody knows what they were made from
+    assert content(tmp_path) == first
+    made_again(shards=2)
+    assert len(list(folder.glob("tokens-*"))) == 2
+
+
+def test_only_what_changed_is_prepared_again(tmp_path):
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for number in range(6):
+        write_lines(folder / f"{number}.jsonl", [f"text {number} {line}" for line in range(100)])
+
+    def made(vocabulary: str = "bytes") -> tuple[int, list[prepare.Index]]:
+        heard: list[prepare.Todo] = []
+        indices = prepare.prepare(
+            str(folder),
+            out=tmp_path / "out",
+            vocabulary=vocabulary,
+            overrides=["held_out_share=0"],
+            shards=6,
+            begin=heard.append,
+        )
+        return heard[0].shards, indices
+
+    count, (before,) = made()
+    assert count == 6
+    path = folder / "3.jsonl"
+    path.write_text(path.read_text().replace("text 3 7", "text 3 8"))
+    count, (after,) = made()
+    assert count == 1
+    changed = [old != new for old, new in zip(before.shards, after.shards, strict=True)]
+    assert changed == [number == 3 for number in range(6)]
 
 
 def test_nothing_stays_behind_when_the_source_fails(tmp_path):
-    path = tmp_path / "texts.jsonl"
-    good = [json.dumps({"text": f"text {number}"}) for number in range(300)]
-    path.write_text("\n".join([*good, "broken"]))
+    path = write_lines(tmp_path / "texts.jsonl", [f"text {number}" for number in range(300)])
+    path.write_text(path.read_text() + "broken")
     with pytest.raises(UserError, match="line 301"):
         prepare.prepare(str(path), out=tmp_path / "out")
-    assert [file for file in tmp_path.rglob("*") if file.is_file()] == [path]
+    assert list(content(tmp_path)) == ["texts.jsonl"]
+    with pytest.raises(UserError, match="line 301"):
+        prepare.prepare(str(path), out=tmp_path / "out", shards=4, workers=2)
+    assert not list(tmp_path.rglob("index.json"))
+    indices = prepare.prepare(str(path), out=tmp_path / "out", overrides=["on_error=skip"])
+    assert sum(index.documents for index in indices) == 300
+    assert [index.skipped for index in indices if index.skipped] == [{"not JSON": 1}]
+    with pytest.raises(UserError, match="line 301"):  # what was left out once is not forgiven
+        prepare.prepare(str(path), out=tmp_path / "out")
+
+
+def test_an_empty_split_is_an_error_that_says_what_to_do(tmp_path):
+    path = tmp_path / "one.txt"
+    path.write_text("the only document")
+    with pytest.raises(UserError, match="no document falls into the train split; give more"):
+        prepare.prepare(str(path), out=tmp_path / "out")
+    assert not list(tmp_path.rglob("index.json"))
+
+
+def test_a_full_disk(docs, tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(UserError, match=r"tokens-.*cannot be written \(.*goes on from there"):
+            prepare.prepare(str(docs), out=tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert content(tmp_path) == {}
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(docs, tmp_path):
+    command = [sys.executable, "-m", "scaling_jax.cli", "data", "prepare", str(docs)]
+    command += ["--shards", "60", "--workers", "2", "--out"]
+    subprocess.run([*command, str(tmp_path / "whole")], check=True)
+    whole = content(tmp_path / "whole")
+    random.seed(0)
+    killed = 0
+    for attempt in range(3):
+        out = tmp_path / f"killed {attempt}"
+        for files in sorted(random.choices(range(1, 240), k=3)):
+            process = subprocess.Popen([*command, str(out)], stderr=subprocess.DEVNULL)
+            while process.poll() is None and len(list(out.rglob("*"))) < files:
+                time.sleep(0.001)
+            process.send_signal(random.choice([signal.SIGKILL, signal.SIGINT]))
+            killed += process.wait() != 0
+            for file in out.rglob("index.json"):
+                Shards.open(file.parent).verify()
+        subprocess.run([*command, str(out)], check=True)
+        assert content(out) == whole
+    assert killed >= 5
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs /proc")
+@pytest.mark.slow
+def test_workers_end_with_their_parent(docs, tmp_path):
+    command = [sys.executable, "-m", "scaling_jax.cli", "data", "prepare", str(docs), "--shards"]
+    command += ["400", "--workers", "2", "--out", str(tmp_path)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
+    while process.poll() is None and not list(tmp_path.rglob("*.u16")):
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 20
+    while _alive_in_session(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not _alive_in_session(process.pid)
+
+
+def _alive_in_session(session: int) -> list[int]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, _, owner = path.read_text().rpartition(")")[2].split()[:4]
+        except OSError:
+            continue
+        if int(owner) == session and state != "Z":
+            found.append(int(path.parent.name))
+    return found
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--task", "python_cod"], "did you mean 'python_code'"),
-        (["--task", "python_code", "--vocabulary", "words"], "give bytes"),
-        (["--task", "python_code", "--shards", "0"], "give 1 or more"),
+        (["python_cod"], "did you mean 'python_code'"),
+        (["python_code", "--vocabulary", "words"], "give bytes"),
+        (["python_code", "--shards", "0"], "give 1 or more"),
+        (["python_code", "--workers", "0"], "give 1 or more"),
+        (["python_code", "--shard", "0/4"], "give i/n, from 1/n to n/n"),
+        (["c4", "folder=nowhere"], "nowhere: no file is called en/c4-train.*.json.gz"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_with_2(monkeypatch, capsys, tmp_path, arguments, message):
-    monkeypatch.setattr(sys, "argv", ["prepare", "--out", str(tmp_path), *arguments])
+    from scaling_jax import cli
+
+    arguments = ["scaling-jax", "data", "prepare", *arguments, "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", arguments)
     with pytest.raises(SystemExit) as caught:
-        prepare.main()
+        cli.main()
     assert caught.value.code == 2
-    error = capsys.readouterr().err
+    lines = capsys.readouterr().err.splitlines()
+    (error,) = (line for line in lines if "Cyclopts" not in line)  # it notices that this is a test
     assert message in error
-    assert error.count("\n") == 1
+    assert content(tmp_path) == {}
 
 
-def test_training_and_a_second_preparation_import_no_tensorflow(out):
+def test_preparing_files_imports_no_tensorflow(docs, tmp_path):
     code = f"""
 import pathlib, sys
 from scaling_jax.data import batches, inspect, prepare, shards, vocabularies
-prepare.prepare("python_docs", out=pathlib.Path({str(out)!r}))
-inspect.inspect({str(out / "python_docs" / "validation")!r})
+out = pathlib.Path({str(tmp_path)!r})
+prepare.prepare("python_docs", out=out)
+prepare.prepare({str(docs)!r}, out=out)
+inspect.inspect(out / "docs" / "validation")
 assert not {{"tensorflow", "seqio", "tensorflow_datasets"}} & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,114 @@
+"""Files as they lie and as they read: .gz and .zst unpacked on the way, local or remote."""
+
+import contextlib
+import gzip
+import io
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+import zstandard
+
+from scaling_jax.errors import UserError
+
+# What reading a file that is cut short or damaged raises.
+CORRUPT = (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError)
+READ_BYTES = 1 << 18
+
+
+@contextlib.contextmanager
+def opened(file: str) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
+    """Opens a path or a URL of fsspec's: the file as it lies, and its content unpacked.
+
+    The two are the same object where nothing is packed. Reading a packed file that is damaged or
+    cut short raises one of CORRUPT.
+
+    Raises:
+      UserError: the file cannot be opened.
+    """
+    with _open(file) as raw:
+        if file.endswith(".gz"):
+            yield raw, gzip.GzipFile(fileobj=raw)  # pyright: ignore[reportReturnType]
+        elif file.endswith(".zst"):
+            yield raw, io.BufferedReader(_ZstdContent(raw), READ_BYTES)
+        else:
+            yield raw, raw
+
+
+def found(folder: str, pattern: str) -> dict[str, int]:
+    """The files below a folder that a glob pattern finds, by name, and their sizes in bytes.
+
+    Raises:
+      UserError: there is none, or the folder cannot be searched.
+    """
+    import fsspec
+
+    try:
+        system, root = fsspec.core.url_to_fs(folder)
+        entries = system.glob(f"{root.rstrip('/')}/{pattern}", detail=True)
+    except (OSError, ImportError, ValueError) as error:
+        raise UserError(f"{folder}: cannot be searched ({error})") from None
+    sizes = {
+        system.unstrip_protocol(name) if "://" in folder else name: int(entry["size"])
+        for name, entry in sorted(entries.items())
+        if entry["type"] != "directory"  # a link is neither that nor a file
+    }
+    if not sizes:
+        raise UserError(f"{folder}: no file is called {pattern}; folder=... says where they are")
+    return sizes
+
+
+def size(file: str) -> int:
+    """Bytes, as the file lies."""
+    with opened(file) as (raw, _):
+        return raw.seek(0, io.SEEK_END)
+
+
+def _open(file: str) -> IO[bytes]:
+    try:
+        if "://" not in file:
+            return Path(file).open("rb")
+        import fsspec
+
+        # fsspec's own files look for the ends of lines in Python
+        remote = fsspec.open(file, "rb").open()  # pyright: ignore[reportAttributeAccessIssue]
+        return io.BufferedReader(remote, READ_BYTES)
+    except (OSError, ImportError, ValueError) as error:
+        raise UserError(f"{file}: cannot be opened ({error})") from None
+
+
+class _ZstdContent(io.RawIOBase):
+    """The content of a .zst file, frame after frame.
+
+    zstandard's own stream reader ends without a word where a file has been cut short.
+    """
+
+    def __init__(self, packed: IO[bytes]):
+        self._packed = packed
+        self._context = zstandard.ZstdDecompressor()
+        self._frame = self._context.decompressobj()
+        self._in_frame = False
+        self._left = b""  # packed bytes that belong to the next frame
+        self._unpacked = memoryview(b"")
+
+    def readable(self) -> bool:
+        """Always."""
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Fills `buffer`, or its beginning; 0 at the end of the file."""
+        while not self._unpacked:
+            chunk = self._left or self._packed.read(READ_BYTES)
+            if not chunk and self._in_frame:
+                raise EOFError("the file ends in the middle of a zstd frame")
+            if not chunk:
+                return 0
+            self._unpacked = memoryview(self._frame.decompress(chunk))
+            self._in_frame, self._left = not self._frame.eof, self._frame.unused_data
+            if self._frame.eof:
+                self._frame = self._context.decompressobj()
+        count = min(len(buffer), len(self._unpacked))
+        buffer[:count] = self._unpacked[:count]
+        self._unpacked = self._unpacked[count:]
+        return count
