@@ -60,3 +60,7 @@ def _one_line(error: Exception) -> str:
 def _exit(message: str, code: int) -> None:
     print(message, file=sys.stderr)
     sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from scaling_jax import cpu
 from scaling_jax.commands.overrides import Overrides
+from scaling_jax.errors import UserError
 
 
 def train(config: str, *overrides: Overrides, out: Path | None = None) -> None:
@@ -33,12 +34,39 @@ def train(config: str, *overrides: Overrides, out: Path | None = None) -> None:
     say(f"trained: loss {trained.curve['loss'][-1]:.4f} at the last step; {folder}")
 
 
-def evaluate(run: Path) -> None:
-    """Score a run's newest checkpoint on its validation sets.
+def evaluate(
+    run: Path,
+    *overrides: Overrides,
+    tasks: str | None = None,
+    data: Path | None = None,
+    only: tuple[str, ...] = (),
+    vocabulary: str | None = None,
+) -> None:
+    """Score a run's newest checkpoint on its validation sets, or on downstream tasks.
+
+    The results of tasks are kept one by one, in the run's evaluations/: the same command goes on
+    where it was stopped. Changes to the config are for that of the tasks: tasks.copa.shots=5.
 
     Args:
       run: the run's folder.
+      tasks: gadre2024 (the 46 tasks of Gadre et al. 2024), or a YAML file of your own.
+      data: the folder with the tasks' files; by default that of your YAML file.
+      only: score these only; names of tasks or of averages, such as average_17.
+      vocabulary: bytes, a SentencePiece .model or a tokenizer.json; by default that of the run's
+        training data.
     """
+    if tasks is None:
+        if overrides or data or only or vocabulary:
+            raise UserError("data, only, vocabulary and changes are for tasks: give --tasks")
+        _evaluate_validation(run)
+        return
+    cpu.configure()
+    from scaling_jax.commands.downstream import evaluate_tasks
+
+    evaluate_tasks(run, tasks, overrides, data, only, vocabulary)
+
+
+def _evaluate_validation(run: Path) -> None:
     cpu.configure()
     import pandas as pd
 

@@ -129,11 +129,11 @@ def digest(dataset: Dataset, folder: Path) -> str:
         return hashlib.sha256(path.read_bytes() if path.is_file() else b"").hexdigest()
     paths = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     kept = sorted(path for path in paths if re.fullmatch(dataset.keep, path))
-    lines = (f"{_blob_id((folder / path).read_bytes())}  {path}\n" for path in kept)
+    lines = (f"{git_blob((folder / path).read_bytes())}  {path}\n" for path in kept)
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def _blob_id(content: bytes) -> str:
+def git_blob(content: bytes) -> str:
     """The name that git gives a file's content."""
     header = b"blob %d\0" % len(content)
     return hashlib.sha1(header + content, usedforsecurity=False).hexdigest()

@@ -1,0 +1,123 @@
+"""`scaling-jax evaluate RUN --tasks`: a run on downstream tasks."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from scaling_jax.commands.run_vocabulary import run_vocabulary
+from scaling_jax.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from scaling_jax.evaluation.downstream import Report
+    from scaling_jax.evaluation.tasks import TasksConfig
+    from scaling_jax.training.checkpoint import Restored
+
+
+def evaluate_tasks(
+    run: Path,
+    tasks: str,
+    overrides: Sequence[str],
+    data: Path | None,
+    only: Sequence[str],
+    vocabulary: str | None,
+) -> None:
+    """Scores a run's newest checkpoint on tasks, prints a table and keeps the results.
+
+    Raises:
+      UserError: the tasks, their files, the run or its vocabulary are not what they should be.
+    """
+    from scaling_jax import config as configs
+    from scaling_jax import mesh as meshes
+    from scaling_jax.evaluation import downstream
+    from scaling_jax.evaluation import tasks as task_configs
+    from scaling_jax.evaluation.model_scorer import TransformerScorer
+    from scaling_jax.terminal import print_table, say
+    from scaling_jax.training import loop
+
+    asked = task_configs.load(tasks, overrides)
+    folder = _data_folder(tasks, data)
+    present, missing = task_configs.locate(task_configs.select(asked, only), folder)
+    if not (run / loop.CONFIG_FILE).is_file():
+        raise UserError(f"{run}: not the folder of a run: it holds no {loop.CONFIG_FILE}")
+    config = configs.load(configs.RunConfig, run / loop.CONFIG_FILE)
+    words = run_vocabulary(config, vocabulary)
+    restored = loop.restore(config, run)
+    for file, names in missing.items():
+        say(f"left out: {', '.join(names)}: {folder / file} is not there")
+    if config.model.sequence_length < asked.max_tokens:
+        asked = dataclasses.replace(asked, max_tokens=config.model.sequence_length)
+        say(f"max_tokens={asked.max_tokens}, the model's sequence length: longer rows are cut")
+    step = int(restored.state["step"])
+    kept = run / "evaluations" / asked.name / f"step-{step:08d}"
+    mesh = meshes.make_mesh(config.mesh)
+    report = downstream.evaluate(
+        asked,
+        present,
+        folder,
+        words,
+        TransformerScorer(config.model, restored.state["params"], mesh),
+        model=_fingerprint(restored),
+        kept=kept,
+        done=lambda name, result: say(f"{name}: {result.accuracy:.4f}"),
+    )
+    print_table(task_table(report, asked), f"{asked.name}, step {step}")
+    say("")
+    for line in describe_means(report):
+        say(line)
+    say(f"{kept}")
+
+
+def task_table(report: "Report", tasks: "TasksConfig") -> "pd.DataFrame":
+    """A row a task: what was scored, how well, and how sure single answers are."""
+    import pandas as pd
+
+    return pd.DataFrame(
+        {
+            "task": name,
+            "shots": tasks.tasks[name].shots,
+            "questions": result.questions,
+            "accuracy": result.accuracy,
+            "chance": result.chance,
+            "centred": result.centred,
+            "nats_per_token": "" if result.nats_per_token is None else result.nats_per_token,
+            "ties": result.ties,
+            "cut": result.truncated,
+            "data": {True: "as released", False: "not as released", None: ""}[
+                result.is_released_data
+            ],
+        }
+        for name, result in report.tasks.items()
+    )
+
+
+def describe_means(report: "Report") -> list[str]:
+    """A line a mean; one that lacks tasks says so."""
+    lines = []
+    for name, mean in report.averages.items():
+        whole = mean.tasks + len(mean.missing)
+        count = f"{mean.tasks} tasks" if not mean.missing else f"ONLY {mean.tasks} of {whole} tasks"
+        lines.append(
+            f"{name}: accuracy {mean.accuracy:.4f}, chance {mean.chance:.4f}, "
+            f"centred {mean.centred:.4f} ({count})"
+        )
+    return lines + [f"{name}: accuracy {value:.4f}" for name, value in report.pooled.items()]
+
+
+def _data_folder(tasks: str, data: Path | None) -> Path:
+    """Where the tasks' files are: as given, or beside a config of the user's own."""
+    if data is not None:
+        return data
+    if Path(tasks).is_file():
+        return Path(tasks).parent
+    raise UserError(f"tasks {tasks}: give --data, the folder that holds their files")
+
+
+def _fingerprint(restored: "Restored") -> str:
+    """sha256 of a checkpoint's content."""
+    content = json.dumps(restored.meta["fingerprints"], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()
