@@ -19,6 +19,7 @@ import importlib.metadata
 import json
 import subprocess
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -90,11 +91,12 @@ def prepare(
       report: hears of the work that has been done.
 
     Returns:
-      The index of each split that is complete: with several machines, perhaps not all.
+      The index of each split that is complete: with several machines, perhaps not all. A
+      validation split without documents is left out, with a warning.
 
     Raises:
-      UserError: no such source or vocabulary, text that cannot be read, an empty split, no room.
-        No index has been written then; finished shards are kept.
+      UserError: no such source or vocabulary, text that cannot be read, no document to train on, no
+        room. No index has been written then; finished shards are kept.
     """
     if shards is not None and shards < 1:
         raise UserError(f"shards={shards}: give 1 or more")
@@ -108,15 +110,9 @@ def prepare(
         for split in source.splits
     ]
     _make_missing(plans, machine, encoder, workers, begin, report)
-    entries = [_entries(plan) for plan in plans]
-    for plan, found in zip(plans, entries, strict=True):
-        if found is not None and not any(entry.documents for entry in found):
-            raise UserError(_nothing_in(plan, found))
-    return [
-        _finish(plan, found)
-        for plan, found in zip(plans, entries, strict=True)
-        if found is not None
-    ]
+    made = [(plan, found) for plan in plans if (found := _entries(plan)) is not None]
+    holding = [pair for pair in made if _has_documents(*pair)]
+    return [_finish(*pair) for pair in holding]
 
 
 def prepare_apart(tasks: Sequence[str], *, out: Path, vocabulary: str = "bytes") -> None:
@@ -279,6 +275,20 @@ def _finish(plan: Plan, entries: Sequence[ShardEntry]) -> Index:
     for job in plan.jobs:
         job.receipt.unlink(missing_ok=True)
     return index
+
+
+def _has_documents(plan: Plan, entries: Sequence[ShardEntry]) -> bool:
+    """False, with a warning, for an empty validation split: of few documents none may be held out.
+
+    Raises:
+      UserError: for any other empty split.
+    """
+    if any(entry.documents for entry in entries):
+        return True
+    if plan.draft.split != "validation":
+        raise UserError(_nothing_in(plan, entries))
+    warnings.warn(_nothing_in(plan, entries), stacklevel=3)
+    return False
 
 
 def _nothing_in(plan: Plan, entries: Sequence[ShardEntry]) -> str:

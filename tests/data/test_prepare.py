@@ -182,6 +182,14 @@ def test_an_empty_split_is_an_error_that_says_what_to_do(tmp_path):
     assert not list(tmp_path.rglob("index.json"))
 
 
+def test_a_validation_split_that_no_document_falls_into_is_left_out(tmp_path):
+    path = tmp_path / "one.txt"
+    path.write_text("a single document")
+    with pytest.warns(UserWarning, match="no document falls into the validation split"):
+        (index,) = prepare.prepare(str(path), out=tmp_path / "out")
+    assert (index.split, index.documents) == ("train", 1)
+
+
 def test_a_full_disk(docs, tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
