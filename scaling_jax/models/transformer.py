@@ -16,18 +16,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Float32, Int
 
 from scaling_jax.config import ModelConfig
 from scaling_jax.mesh import constrain
+from scaling_jax.models import kernels
 
 NORM_EPSILON = 1e-5
 # A scan of so few layers is written out: on CPU its bookkeeping would cost more than the layers.
 LONGEST_UNROLLED = 4
+# What remat calls the matrix products with weights.
+PRODUCT = "product"
 
 Params = dict[str, Any]
 Rotation = tuple[Float[Array, "*batch length half_head"], Float[Array, "*batch length half_head"]]
-Heads = Float[Array, "batch length heads head"]
+Heads = kernels.Heads
 
 
 class Norm(nnx.Module):
@@ -69,14 +73,15 @@ class Attention(nnx.Module):
     ) -> Float[Array, "batch length width"]:
         """Mixes each position of `x` with those before it."""
         query, key, value = self.split(x, rotation)
-        return self.join(jax.nn.dot_product_attention(query, key, value, is_causal=True))
+        return self.join(kernels.chosen().attention(query, key, value))
 
     def split(self, x: Float[Array, "batch length width"], rotation: Rotation) -> tuple[Heads, ...]:
         """Query, key and value of each head; the first two turned by their positions."""
         # Left in the order the product has them: moving the axis of three would copy everything.
-        qkv = jnp.einsum("btd,dce->btce", x, self.qkv[...].astype(x.dtype))
+        qkv = _project(x, self.qkv)
         qkv = constrain(qkv, "batch", "length", "qkv", "heads")
-        query, key, value = (qkv[:, :, part] for part in range(3))
+        # Not by indexing, whose gradient is a padded sum of three; that of a split is one array.
+        query, key, value = (part[:, :, 0] for part in jnp.split(qkv, 3, axis=2))
         if self.config.qk_norm:
             query, key = self.query_norm(query), self.key_norm(key)
         split = (*x.shape[:2], self.config.heads, self.config.head_width)
@@ -85,7 +90,7 @@ class Attention(nnx.Module):
 
     def join(self, mixed: Heads) -> Float[Array, "batch length width"]:
         """From what each head has mixed to one vector a position."""
-        return mixed.reshape(*mixed.shape[:2], -1) @ self.out[...].astype(mixed.dtype)
+        return _project(mixed.reshape(*mixed.shape[:2], -1), self.out)
 
 
 class FeedForward(nnx.Module):
@@ -101,9 +106,10 @@ class FeedForward(nnx.Module):
 
     def __call__(self, x: Float[Array, "batch length width"]) -> Float[Array, "batch length width"]:
         """Transforms each position of `x` by itself."""
-        both = jnp.einsum("btd,dch->btch", x, self.gate_up[...].astype(x.dtype))
+        both = _project(x, self.gate_up)
         both = constrain(both, "batch", "length", "gate_up", "mlp")
-        return (jax.nn.silu(both[:, :, 0]) * both[:, :, 1]) @ self.down[...].astype(x.dtype)
+        gate, up = (part[:, :, 0] for part in jnp.split(both, 2, axis=2))
+        return _project(jax.nn.silu(gate) * up, self.down)
 
 
 class Block(nnx.Module):
@@ -173,7 +179,7 @@ class Transformer(nnx.Module):
     ) -> Float32[Array, "batch length vocabulary"]:
         """Logits of the token that follows each position."""
         hidden = self.hidden(tokens)
-        logits = hidden @ self.output[...].astype(hidden.dtype)
+        logits = _project(hidden, self.output)
         return constrain(logits, "batch", "length", "vocabulary").astype(jnp.float32)
 
 
@@ -230,6 +236,14 @@ def rotate(x: Heads, rotation: Rotation) -> Heads:
     )
 
 
+def _project(
+    x: Float[Array, "batch length width"], weight: nnx.Param
+) -> Float[Array, "batch length *out"]:
+    """`x` times a weight, in the type of `x`."""
+    product = kernels.chosen().project(x, weight[...].astype(x.dtype))
+    return checkpoint_name(product, PRODUCT)
+
+
 def _scale(fan_in: int, depth: Int[Array, ""] | None = None) -> Float[Array, ""] | float:
     """Standard deviation of an initial weight; outputs to the residual shrink with depth."""
     scale = 1 / math.sqrt(fan_in)
@@ -248,7 +262,8 @@ def _remat(function, policy: str):
     if policy == "none":
         return function
     keep = {
-        "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        # By name: inside a gradient written by hand no policy sees the product itself.
+        "dots": jax.checkpoint_policies.save_only_these_names(PRODUCT),
         "block": jax.checkpoint_policies.nothing_saveable,
     }[policy]
     return jax.checkpoint(function, policy=keep, prevent_cse=False)

@@ -11,7 +11,7 @@ import scipy.stats
 
 from scaling_jax import mesh as meshes
 from scaling_jax.config import ModelConfig
-from scaling_jax.models import transformer
+from scaling_jax.models import kernels, transformer
 from scaling_jax.models.loss import token_loss
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -265,6 +265,8 @@ def deep_gradients():
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(transformer, "LONGEST_UNROLLED", longest_unrolled)
+            # Remat is for accelerators; policies see no products inside the kernels for CPU.
+            patch.setattr(kernels, "chosen", lambda: kernels.PLAIN)
             compiled = jax.jit(jax.grad(loss)).lower(params).compile()
         memory = compiled.memory_analysis().temp_size_in_bytes  # pyright: ignore[reportOptionalMemberAccess]
         results[remat, "unrolled" if longest_unrolled else "scanned"] = compiled(params), memory
