@@ -26,7 +26,7 @@ import numpy as np
 import pandas as pd
 
 from scaling_jax import config as configs
-from scaling_jax import cpu
+from scaling_jax import config_files, cpu
 from scaling_jax.config import OptimizerConfig, RunConfig, TestbedConfig
 from scaling_jax.data.prepare import prepare_apart
 from scaling_jax.errors import UserError
@@ -90,7 +90,7 @@ def train_all(datasets: Sequence[str], out: Path) -> dict[str, Arm]:
 
 def plan(datasets: Sequence[str], data: Path, schedule: str) -> list[PlannedRun]:
     """The grid with the settings of quickstart, under one schedule."""
-    content = configs.read(
+    content = config_files.read(
         QUICKSTART, [f"run.data.folder={data}", f"run.optimizer.schedule={schedule}"]
     )
     content["run"]["data"]["validation"] = list(datasets)
