@@ -38,7 +38,6 @@ def fit(
       plots: a folder for figures of the law, PLOTS/DATASET/*.png.
     """
     from scaling_jax import laws
-    from scaling_jax.report import gallery
     from scaling_jax.report.page import held_out_table, parameter_table
     from scaling_jax.terminal import print_table, say
     from scaling_jax.testbeds import analysis
@@ -57,6 +56,8 @@ def fit(
         known, held_out = analysis.split(rows[rows["dataset"] == name])
         say(f"{name}: {_measured_coverage(known, target, options, error)}")
         if plots:
+            from scaling_jax.report import gallery
+
             law = laws.fit(options.law, known, target=target, **error)
             for kind, figure in gallery.figures_of(law, held_out).items():
                 say(f"{gallery.save(figure, plots / name / f'{kind}.png')}")
