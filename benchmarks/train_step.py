@@ -19,7 +19,6 @@ import platform
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,6 @@ PROBLEMS = (  # width, layers, heads, vocabulary, sequence length, batch
 )
 FIRST_STEPS, TOLERANCE = 3, 1e-4
 SECONDS_A_ROUND = 2.0
-PEAK_SIZE = 2048
 HYPERPARAMETERS = {
     "learning_rate": 1e-3,
     "weight_decay": 0.033,
@@ -80,19 +78,16 @@ def main() -> None:
     parser.add_argument("--torch_python", default=sys.executable, help="has PyTorch")
     parser.add_argument("--compile", action="store_true", help="PyTorch by torch.compile")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.worker:
-        work(Path(arguments.worker))
-        return
-    torch = [arguments.torch_python, str(Path(__file__).with_name("torch_step.py"))]
+    folder = Path(__file__).parent
+    torch = [arguments.torch_python, str(folder / "torch_step.py")]
     has_torch = not subprocess.run([torch[0], "-c", "import torch"], capture_output=True).returncode
     rows = []
     for problem in PROBLEMS:
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "problem.npz"
+        with tempfile.TemporaryDirectory() as temporary:
+            path = Path(temporary) / "problem.npz"
             write_problem(path, problem)
-            commands = {"ours": [sys.executable, __file__, "--worker", str(path)]}
+            commands = {"ours": [sys.executable, str(folder / "our_step.py"), str(path)]}
             if has_torch:
                 options = ["--compile"] if arguments.compile else []
                 commands["torch"] = [*torch, str(path), *options]
@@ -197,82 +192,6 @@ def draw_weights(model: ModelConfig, random: np.random.Generator) -> dict[str, n
         "norm/gain": gain(width),
         "output": normal(width, model.vocabulary_size, fan_in=width),
     }
-
-
-def work(path: Path) -> None:
-    """This program's side: the compiled step of `scaling-jax train`."""
-    from scaling_jax import cpu
-
-    cpu.configure()
-    import jax
-    import jax.numpy as jnp
-
-    from scaling_jax import mesh as meshes
-    from scaling_jax.config import MeshConfig
-    from scaling_jax.models import counting
-    from scaling_jax.training import optimizer, state, step
-
-    with np.load(path) as arrays:
-        settings = json.loads(str(arrays["settings"]))
-        weights = {name: arrays[name] for name in arrays.files if name not in ("settings", "rows")}
-        rows = arrays["rows"]
-    model = ModelConfig(**settings["model"])
-    mesh = meshes.make_mesh(MeshConfig())
-    layout = state.abstract(model, mesh)
-    params = jax.tree.map_with_path(
-        lambda place, leaf: jnp.asarray(weights["/".join(part.key for part in place)]),
-        layout["params"],
-    )
-    current = jax.device_put(
-        state.TrainState(
-            params=params, moments=optimizer.initial_moments(params), step=jnp.zeros((), jnp.int32)
-        ),
-        jax.tree.map(lambda leaf: leaf.sharding, layout),
-    )
-    peak_rate = settings["hyperparameters"]["learning_rate"]
-    hyper = optimizer.Hyperparameters(
-        **settings["hyperparameters"],
-        minimum_learning_rate=peak_rate,
-        learning_rate_floor=0.0,
-        warmup_steps=0.0,
-        total_steps=1.0,
-    )
-    hyper = jax.device_put(hyper, meshes.sharding(mesh, ()))
-    placed = jax.device_put(rows, meshes.sharding(mesh, ("batch", "length")))
-    run_step = step.compiled(model, len(rows), 1, mesh)
-
-    def advance() -> Any:
-        nonlocal current
-        current, metrics = run_step(current, placed, hyper)
-        return metrics
-
-    first = [
-        [float(metrics.loss), float(metrics.gradient_norm)]
-        for metrics in (advance() for _ in range(settings["first_steps"]))
-    ]
-    version = f"jax {jax.__version__}, {jax.device_count()} devices"
-    flops = counting.flops_model_per_token(model)
-    print(json.dumps({"first": first, "version": version, "flops_per_token": flops}), flush=True)
-
-    matrix = jnp.ones((PEAK_SIZE, PEAK_SIZE), jnp.float32)
-    product = jax.jit(jnp.matmul)
-    product(matrix, matrix).block_until_ready()
-    for line in sys.stdin:
-        begin = time.perf_counter(), time.process_time()
-        if line.strip() == "peak":
-            product(matrix, matrix).block_until_ready()
-            answer = {"flops": 2 * PEAK_SIZE**3 / (time.perf_counter() - begin[0])}
-        else:
-            previous = None
-            for _ in range(int(line)):
-                metrics = advance()
-                # As in training: the next step is under way while the last one's are read.
-                jax.block_until_ready(previous)
-                previous = metrics
-            jax.block_until_ready(current)
-            end = time.perf_counter(), time.process_time()
-            answer = {"seconds": end[0] - begin[0], "cpu": end[1] - begin[1]}
-        print(json.dumps(answer), flush=True)
 
 
 def processor() -> str:
