@@ -130,9 +130,12 @@ def prepare_apart(tasks: Sequence[str], *, out: Path, vocabulary: str = "bytes")
 def describe(index: Index) -> str:
     """A finished split in one line."""
     skipped = ", ".join(f"{count:,} {kind}" for kind, count in index.skipped.items())
+    spelled = sum(shard.spelled_ends for shard in index.shards)
     return (
         f"{index.task} {index.split}: {index.documents:,} documents, {index.text_bytes:,} bytes, "
-        f"{index.tokens:,} tokens" + (f"; left out: {skipped}" if skipped else "")
+        f"{index.tokens:,} tokens"
+        + (f"; left out: {skipped}" if skipped else "")
+        + (f"; their text spells out {spelled:,} ends of text" if spelled else "")
     )
 
 

@@ -38,6 +38,8 @@ class ShardEntry:
     documents: pydantic.NonNegativeInt = 0
     # UTF-8 bytes of the documents' text, ends of text not counted.
     text_bytes: pydantic.NonNegativeInt = 0
+    # Ends of text that the documents' own text spells out.
+    spelled_ends: pydantic.NonNegativeInt = 0
     # How many documents were left out, by what was wrong with them.
     skipped: dict[str, pydantic.PositiveInt] = dataclasses.field(default_factory=dict)
     # What the content depends on, as sha256: how it was made, and what from.

@@ -146,7 +146,11 @@ class SentencePieceVocabulary(Vocabulary):
 
 
 class TokenizerJsonVocabulary(Vocabulary):
-    """A tokenizer.json of Hugging Face tokenizers that has an <|endoftext|> token (GPT-NeoX: 0)."""
+    """A tokenizer.json of Hugging Face tokenizers that has an <|endoftext|> token (GPT-NeoX: 0).
+
+    Ids are those of `tokenizers`: a text that spells out a special token holds that token, as it
+    did in the paper's data.
+    """
 
     def __init__(self, path: Path):
         try:
@@ -156,8 +160,6 @@ class TokenizerJsonVocabulary(Vocabulary):
         end = self._tokenizer.token_to_id(END_OF_TEXT_PIECE)
         if end is None:
             raise UserError(f"{path}: the tokenizer has no {END_OF_TEXT_PIECE} token")
-        # A document that spells out a special token is text like any other.
-        self._tokenizer.encode_special_tokens = True
         size = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
         super().__init__(str(path), size, end, _file_sha256(path))
 

@@ -20,7 +20,7 @@ from scaling_jax.data.workers import Report, Work
 from scaling_jax.errors import UserError
 
 # Raised whenever the same source and vocabulary would give other tokens.
-FORMAT_VERSION = "2"
+FORMAT_VERSION = "3"
 BATCH_BYTES = 1 << 19
 TYPE_CODES = {"u16": "H", "u32": "I"}
 
@@ -85,7 +85,7 @@ def make(job: Job, vocabulary: Vocabulary, report: Report) -> ShardEntry:
     fingerprint = _fingerprint(job)
     _remove_temporaries(job)
     documents, skipped = 0, Counter[str]()
-    tokens = text_bytes = 0
+    tokens = text_bytes = ends = 0
     digest = hashlib.sha256()
     try:
         with atomic.replacing(job.path) as temporary, temporary.open("wb") as file:
@@ -97,6 +97,7 @@ def make(job: Job, vocabulary: Vocabulary, report: Report) -> ShardEntry:
                 size = sum(record.text_bytes for record in batch)
                 documents += len(batch)
                 tokens += len(ids)
+                ends += ids.count(vocabulary.end_of_text)
                 text_bytes += size
                 report(Work(len(batch), len(ids), size, source_bytes))
         entry = ShardEntry(
@@ -105,6 +106,7 @@ def make(job: Job, vocabulary: Vocabulary, report: Report) -> ShardEntry:
             sha256=digest.hexdigest(),
             documents=documents,
             text_bytes=text_bytes,
+            spelled_ends=ends - documents,
             skipped=dict(sorted(skipped.items())),
             recipe=job.recipe,
             source=fingerprint,

@@ -85,6 +85,23 @@ def test_the_ids_of_real_text_are_those_of_tokenizers(real_documents, tmp_path):
     assert index.text_bytes == sum(len(text.encode()) for text in documents)
 
 
+@needs_real_text
+def test_ends_of_text_that_a_file_spells_out_end_its_documents(real_documents, tmp_path):
+    peps = real_documents["peps"][:20]
+    (tmp_path / "peps.txt").write_text("<|endoftext|>".join(peps))
+    (index,) = prepare.prepare(
+        str(tmp_path / "peps.txt"),
+        out=tmp_path,
+        vocabulary=str(NEOX),
+        overrides=["held_out_share=0"],
+    )
+    plain = tokenizers.Tokenizer.from_file(str(NEOX))
+    expected = [id for row in plain.encode_batch(peps) for id in [*row.ids, 0]]
+    assert Shards.open(tmp_path / "peps" / "train").arrays[0].tolist() == expected
+    assert index.shards[0].spelled_ends == 19
+    assert prepare.describe(index).endswith("their text spells out 19 ends of text")
+
+
 def test_any_number_of_shards_workers_and_machines_gives_the_same(docs, tmp_path):
     def tokens(name: str, **options: object) -> tuple[bytes, int]:
         (index, _) = prepare.prepare(str(docs), out=tmp_path / name, **options)  # pyright: ignore[reportArgumentType]

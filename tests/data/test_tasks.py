@@ -119,6 +119,8 @@ def test_ids_in_tensorflow_are_those_in_python(vocabulary_names, kind):
     )
     assert [list(same.encode(text)) for text in AWKWARD] == words.encode_batch(AWKWARD)
     for text, ids in zip(AWKWARD, words.encode_batch(AWKWARD), strict=True):
+        if words.end_of_text in ids:  # where seqio's decoding stops
+            continue
         assert same.decode(ids) == text
         if ids:
             assert same.decode_tf(tf.constant(ids)).numpy().decode() == text

@@ -7,12 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scaling_jax.data import corpora
-from scaling_jax.data.vocabularies import train_sentencepiece, vocabulary
+from scaling_jax.data.vocabularies import (
+    TokenizerJsonVocabulary,
+    train_sentencepiece,
+    vocabulary,
+)
 from scaling_jax.errors import UserError
 
 NEOX = Path(__file__).parents[2] / ".." / "shared" / "data" / "tokenizer" / "20B_tokenizer.json"
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]))
-AWKWARD = ["", " ", "  two  spaces \n\n\ttab ", "naïve 文字 🙂 \x00\x7f", "a<|endoftext|>b", "\r\n"]
+AWKWARD = ["", " ", "  two  spaces \n\n\ttab ", "naïve 文字 🙂 \x00\x7f", "a<|end|>b", "\r\n"]
 
 
 @pytest.fixture(scope="module")
@@ -58,10 +62,13 @@ def test_round_trip_of_any_text(words, text):
 
 
 @given(text=TEXTS)
-def test_ids_lie_in_the_vocabulary_and_no_text_ends_itself(words, text):
-    ids = words.encode(text + "<|endoftext|>")
-    assert all(0 <= id < words.size for id in ids)
-    assert words.end_of_text not in ids
+def test_ids_lie_in_the_vocabulary(words, text):
+    assert all(0 <= id < words.size for id in words.encode(text + "<|endoftext|>"))
+
+
+def test_only_a_tokenizer_json_reads_a_special_token_out_of_text(words):
+    spelled = words.encode("a<|endoftext|>b").count(words.end_of_text)
+    assert spelled == isinstance(words, TokenizerJsonVocabulary)
 
 
 def test_ends_of_text_are_left_out_when_decoding(words):
@@ -100,8 +107,7 @@ def test_neox_tokenizer():
     texts = [document.text for document in corpora.python_docs()[:500]]
     assert words.encode_batch(texts) == [encoding.ids for encoding in plain.encode_batch(texts)]
     assert words.decode_batch(words.encode_batch(texts)) == texts
-    assert 0 in plain.encode("a<|endoftext|>b").ids
-    assert 0 not in words.encode("a<|endoftext|>b")
+    assert words.encode("a<|endoftext|>b") == plain.encode("a<|endoftext|>b").ids
 
 
 def test_bad_vocabularies(tmp_path, json_path):
