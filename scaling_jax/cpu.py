@@ -7,7 +7,10 @@ split over cores: the batch does, so each core becomes a device of its own.
 
 import contextlib
 import ctypes
+import importlib.util
 import os
+from collections.abc import MutableMapping
+from pathlib import Path
 
 MAX_DEVICES = 8
 
@@ -23,6 +26,22 @@ def configure() -> None:
     import jax
 
     jax.config.update("jax_num_cpu_devices", _devices_for(os.cpu_count() or 1))
+
+
+def pass_over_absent_tpu(
+    environment: MutableMapping[str, str] = os.environ, devices: Path = Path("/dev")
+) -> None:
+    """Keeps JAX from starting libtpu, installed to compile for TPUs elsewhere, where none is.
+
+    It would look for chips, and complain at length that it finds none. Call it before JAX is
+    imported; where the user has chosen platforms or an accelerator of another kind may be, it does
+    nothing.
+    """
+    if "JAX_PLATFORMS" in environment or not importlib.util.find_spec("libtpu"):
+        return
+    chips = any(devices.glob("accel*")) or any(devices.glob("vfio/[0-9]*"))
+    if not chips and not importlib.util.find_spec("jax_plugins"):
+        environment["JAX_PLATFORMS"] = "cpu"
 
 
 def _devices_for(cores: int) -> int:

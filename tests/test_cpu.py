@@ -56,6 +56,30 @@ def test_each_core_becomes_a_device_unless_the_user_chose(environment, devices):
     assert python("-c", code, **environment) == str(devices)
 
 
+@pytest.mark.parametrize(
+    ("installed", "device", "chosen", "platforms"),
+    [
+        ({"libtpu"}, "null", {}, "cpu"),
+        ({"libtpu"}, "accel0", {}, None),
+        ({"libtpu"}, "vfio/0", {}, None),
+        ({"libtpu", "jax_plugins"}, "null", {}, None),
+        ({"libtpu"}, "null", {"JAX_PLATFORMS": "tpu,cpu"}, "tpu,cpu"),
+        (set(), "null", {}, None),
+    ],
+)
+def test_a_tpu_is_passed_over_only_where_there_is_none(
+    monkeypatch, tmp_path, installed, device, chosen, platforms
+):
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name: name if name in installed else None
+    )
+    (tmp_path / device).parent.mkdir(exist_ok=True)
+    (tmp_path / device).touch()
+    environment = dict(chosen)
+    cpu.pass_over_absent_tpu(environment, tmp_path)
+    assert environment.get("JAX_PLATFORMS") == platforms
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="it is glibc that is told")
 def test_freed_memory_is_kept():
     """Counted in page faults of the kernel, a few thousand for 64 MiB that are new."""
