@@ -1,20 +1,23 @@
 """Where arrays live: the device mesh, and the one table from logical axis names to mesh axes."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.experimental import mesh_utils
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from scaling_jax.config import MeshConfig
 from scaling_jax.errors import UserError
 
-AXES = ("data", "fsdp", "tensor")
+# Along `slice` data crosses the data-centre network, along the others the links between chips.
+AXES = ("slice", "data", "fsdp", "tensor")
 
 # Parameters and activations name what their axes mean; this table alone says where that goes.
 RULES: dict[str, tuple[str, ...] | None] = {
-    "batch": ("data", "fsdp"),
+    "batch": ("slice", "data", "fsdp"),
     "length": None,
     "layer": None,
     "qkv": None,
@@ -32,22 +35,30 @@ def make_mesh(
     config: MeshConfig,
     devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]
 ) -> Mesh:
-    """The mesh of `config` over `devices` (all of them by default).
+    """The mesh of `config` over `devices` (all of them by default), neighbours next to each other.
 
     Raises:
-      UserError: the axes do not multiply to the number of devices.
+      UserError: the axes do not multiply to the number of devices, or `slices` is not that of
+        the devices.
     """
     devices = list(jax.devices() if devices is None else devices)
-    sizes = [getattr(config, axis) for axis in AXES]
+    sizes = [config.slices, config.data, config.fsdp, config.tensor]
     if -1 in sizes:
         known = math.prod(size for size in sizes if size > 0)
         sizes[sizes.index(-1)] = max(len(devices) // known, 1)
     if math.prod(sizes) != len(devices):
-        wanted = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
+        named = zip(("slices", *AXES[1:]), sizes, strict=True)
+        wanted = ", ".join(f"{axis}={size}" for axis, size in named if axis != "slices" or size > 1)
         raise UserError(
             f"mesh: {wanted} makes {math.prod(sizes)} devices, but there are {len(devices)}"
         )
-    return Mesh(np.array(devices).reshape(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    placed = np.stack(
+        [
+            mesh_utils.create_device_mesh(sizes[1:], group, allow_split_physical_axes=True)
+            for group in _by_slice(devices, config.slices)
+        ]
+    )
+    return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def spec(names: Sequence[str]) -> PartitionSpec:
@@ -71,14 +82,94 @@ def sharding(mesh: Mesh, names: Sequence[str]) -> NamedSharding:
 
 def constrain(x: jax.Array, *names: str) -> jax.Array:
     """Tells the compiler how to spread an activation; without a mesh in force, does nothing."""
-    if jax.sharding.get_abstract_mesh().empty:
+    mesh = jax.sharding.get_abstract_mesh()
+    if not _free(mesh) or mesh.size == 1:
         return x
-    return jax.lax.with_sharding_constraint(x, spec(names))
+    return jax.lax.with_sharding_constraint(x, _within(mesh, names))
+
+
+def free_axes(name: str) -> tuple[str, ...]:
+    """The mesh axes that split axis `name` here, other than those already split by hand.
+
+    Raises:
+      KeyError: the name is not in the table.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    return tuple(axis for axis in RULES[name] or () if axis in _free(mesh) and mesh.shape[axis] > 1)
+
+
+def on_each_device(
+    function: Callable[..., Any], inputs: Sequence[Sequence[str]], outputs: Any
+) -> Callable[..., Any]:
+    """`function` run by every device on its own part; as it is where nothing is split.
+
+    `inputs` and `outputs` name the axes of each array, as for `spec`; outputs that no axis splits
+    must be equal on all devices. Within the function, sums over devices are its own business.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if not _free(mesh) or mesh.size == 1:
+        return function
+    return jax.shard_map(
+        function,
+        in_specs=tuple(_within(mesh, names) for names in inputs),
+        out_specs=jax.tree.map(lambda names: _within(mesh, names), outputs, is_leaf=_is_names),
+        axis_names=_free(mesh),
+        check_vma=False,
+    )
+
+
+def splits(mesh: Mesh, name: str) -> dict[str, int]:
+    """The mesh axes that split an axis called `name`, and into how many parts each.
+
+    A single slice is left out: what has one needs no word on it.
+    """
+    sizes = {axis: mesh.shape[axis] for axis in RULES[name] or ()}
+    return {axis: size for axis, size in sizes.items() if axis != "slice" or size > 1}
+
+
+def batch_parts(mesh: Mesh) -> int:
+    """Into how many parts a batch is split."""
+    return math.prod(splits(mesh, "batch").values())
 
 
 def check_divisible(mesh: Mesh, what: str, size: int, name: str) -> None:
     """Raises a UserError if an axis of length `size`, called `name`, cannot be split evenly."""
-    parts = math.prod(mesh.shape[axis] for axis in RULES[name] or ())
-    if size % parts:
-        axes = " x ".join(f"{axis}={mesh.shape[axis]}" for axis in RULES[name] or ())
+    parts = splits(mesh, name)
+    if size % math.prod(parts.values()):
+        axes = " x ".join(f"{axis}={count}" for axis, count in parts.items())
         raise UserError(f"{what}={size} cannot be split evenly over the mesh ({axes})")
+
+
+def _by_slice(devices: list[Any], slices: int) -> list[list[Any]]:
+    """`devices` in equal groups, those of a TPU slice together."""
+    groups: dict[int, list[Any]] = {}
+    for device in devices:
+        groups.setdefault(getattr(device, "slice_index", 0) or 0, []).append(device)
+    if len(groups) == slices:
+        if len({len(group) for group in groups.values()}) > 1:
+            counts = ", ".join(str(len(groups[index])) for index in sorted(groups))
+            raise UserError(f"mesh: slices of unequal size ({counts} devices) make no mesh")
+        return [groups[index] for index in sorted(groups)]
+    if len(groups) > 1 and devices[0].platform == "tpu":
+        raise UserError(f"mesh: slices={slices}, but the devices lie in {len(groups)} slices")
+    size = len(devices) // slices
+    return [devices[start : start + size] for start in range(0, len(devices), size)]
+
+
+def _free(mesh: AbstractMesh) -> set[str]:
+    """The axes of `mesh` that are left to the compiler."""
+    kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
+    return {axis for axis, kind in kinds if kind == AxisType.Auto}
+
+
+def _within(mesh: AbstractMesh, names: Sequence[str]) -> PartitionSpec:
+    """`spec`, without the axes that the compiler has no say in."""
+    spec(names)
+    free = _free(mesh)
+    return PartitionSpec(
+        *(tuple(axis for axis in RULES[name] or () if axis in free) or None for name in names)
+    )
+
+
+def _is_names(node: Any) -> bool:
+    return isinstance(node, tuple) and all(isinstance(name, str) for name in node)

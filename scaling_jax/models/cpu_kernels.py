@@ -9,7 +9,7 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, DTypeLike, Float
 
 Heads = Float[Array, "batch length heads head"]
 ByHead = Float[Array, "batch heads length head"]
@@ -34,16 +34,19 @@ def attention(query: Heads, key: Heads, value: Heads) -> Heads:
     return _attend(query, key, value)[0]
 
 
-@jax.custom_vjp
-def project(
-    x: Float[Array, "batch length width"], weight: Float[Array, "width *out"]
-) -> Float[Array, "batch length *out"]:
-    """Product over the last axis of `x` and the first of `weight`.
+def weight_gradient(
+    x: Float[Array, "*batch width"], slope: Float[Array, "..."], dtype: DTypeLike
+) -> Float[Array, "width *out"]:
+    """Gradient x' dy = (dy' x)' of the weight in y = x w, of shape width x out.
 
-    Its gradients are dx = dy w' and dw = x' dy = (dy' x)'. The factor that is transposed is copied
-    for that, so the narrower of x and dy is.
+    The factor that is transposed is copied for that, so the narrower of x and dy is.
     """
-    return jnp.tensordot(x, weight, 1)
+    batch = tuple(range(x.ndim - 1))
+    if x.shape[-1] <= math.prod(slope.shape[x.ndim - 1 :]):
+        return jnp.tensordot(x, slope, (batch, batch), preferred_element_type=dtype)
+    transposed = jnp.tensordot(slope, x, (batch, batch), preferred_element_type=dtype)
+    # Without the barrier the compiler would change it back.
+    return jnp.moveaxis(jax.lax.optimization_barrier(transposed), -1, 0)
 
 
 def _attend(query: Heads, key: Heads, value: Heads):
@@ -111,18 +114,4 @@ def _extend(x: ByHead, length: int) -> ByHead:
     return jnp.pad(x, [(0, 0), (0, 0), (0, length - x.shape[2]), (0, 0)])
 
 
-def _project_backward(
-    kept: tuple[Array, Array], slope: Float[Array, "batch length *out"]
-) -> tuple[Array, Array]:
-    x, weight = kept
-    batch, out = tuple(range(x.ndim - 1)), tuple(range(x.ndim - 1, slope.ndim))
-    d_x = jnp.tensordot(slope, weight, (out, tuple(range(1, weight.ndim))))
-    if x.shape[-1] <= math.prod(weight.shape[1:]):
-        return d_x, jnp.tensordot(x, slope, (batch, batch))
-    transposed = jnp.tensordot(slope, x, (batch, batch))
-    # Without the barrier the compiler would change it back.
-    return d_x, jnp.moveaxis(jax.lax.optimization_barrier(transposed), -1, 0)
-
-
 attention.defvjp(_attend, _attend_backward)
-project.defvjp(lambda x, weight: (project(x, weight), (x, weight)), _project_backward)

@@ -1,8 +1,10 @@
-"""Which code computes attention and matrix products: the one place where the platform decides.
+"""Which code computes attention and the gradients of weights: the one place that knows platforms.
 
-The plain forms are left to the compilers of accelerators. XLA's for CPU loses time on them, above
-all in their gradients, and gets forms of its own (`scaling_jax.models.cpu_kernels`). All forms
-compute the same numbers up to rounding.
+On TPU attention is the splash kernel (`scaling_jax.models.tpu_kernels`), on GPU cuDNN's; neither
+ever holds all scores. XLA's compiler for CPU loses time on the plain forms, above all in their
+gradients, and gets forms of its own (`scaling_jax.models.cpu_kernels`), which for long sequences
+give way to one that holds few scores (`scaling_jax.models.blockwise`). All forms compute the same
+numbers up to rounding.
 """
 
 import dataclasses
@@ -11,11 +13,14 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, DTypeLike, Float
 
-from scaling_jax.models import cpu_kernels
+from scaling_jax.models import blockwise, cpu_kernels, tpu_kernels
 
 Heads = Float[Array, "batch length heads head"]
+
+# Up to here all scores of a head may be there at once where no kernel does without them.
+LONGEST_WHOLE = 2048
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,25 +29,47 @@ class Kernels:
 
     Attributes:
       attention: query, key, value -> what each position has mixed from itself and those before it.
-      project: x and a weight -> the product over the last axis of `x`, the first of the weight.
+      weight_gradient: x, d loss / d y and a type -> d loss / d w, in that type, where y = x w.
     """
 
     attention: Callable[[Heads, Heads, Heads], Heads]
-    project: Callable[
-        [Float[Array, "batch length width"], Float[Array, "width *out"]],
-        Float[Array, "batch length *out"],
+    weight_gradient: Callable[
+        [Float[Array, "*batch width"], Float[Array, "..."], DTypeLike],
+        Float[Array, "width *out"],
     ]
-
-
-PLAIN = Kernels(
-    attention=functools.partial(jax.nn.dot_product_attention, is_causal=True),
-    project=functools.partial(jnp.tensordot, axes=1),
-)
-CPU = Kernels(attention=cpu_kernels.attention, project=cpu_kernels.project)
 
 
 def chosen() -> Kernels:
     """The kernels for the platform of the mesh in force; without one, for JAX's default."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     platform = jax.default_backend() if device is None else device.platform
-    return CPU if platform == "cpu" else PLAIN
+    return {"cpu": CPU, "tpu": TPU, "gpu": GPU, "cuda": GPU}.get(platform, PLAIN)
+
+
+def _weight_gradient(x: Array, slope: Array, dtype: DTypeLike) -> Array:
+    batch = tuple(range(x.ndim - 1))
+    return jnp.tensordot(x, slope, (batch, batch), preferred_element_type=dtype)
+
+
+def _cpu_attention(query: Heads, key: Heads, value: Heads) -> Heads:
+    whole = query.shape[1] <= LONGEST_WHOLE
+    return (cpu_kernels if whole else blockwise).attention(query, key, value)
+
+
+def _gpu_attention(query: Heads, key: Heads, value: Heads) -> Heads:
+    """cuDNN's where it takes the type and the width of the heads."""
+    if query.dtype == jnp.bfloat16 and query.shape[-1] % 8 == 0 and query.shape[-1] <= 128:
+        return jax.nn.dot_product_attention(
+            query, key, value, is_causal=True, implementation="cudnn"
+        )
+    whole = query.shape[1] <= LONGEST_WHOLE
+    return (PLAIN if whole else blockwise).attention(query, key, value)
+
+
+PLAIN = Kernels(
+    attention=functools.partial(jax.nn.dot_product_attention, is_causal=True),
+    weight_gradient=_weight_gradient,
+)
+CPU = Kernels(attention=_cpu_attention, weight_gradient=cpu_kernels.weight_gradient)
+GPU = Kernels(attention=_gpu_attention, weight_gradient=_weight_gradient)
+TPU = Kernels(attention=tpu_kernels.attention, weight_gradient=_weight_gradient)

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Float32, Int
 
 from scaling_jax.config import ModelConfig
 from scaling_jax.mesh import constrain
-from scaling_jax.models import kernels
+from scaling_jax.models import kernels, parameters
 
 NORM_EPSILON = 1e-5
 # A scan of so few layers is written out: on CPU its bookkeeping would cost more than the layers.
@@ -50,8 +50,8 @@ class Norm(nnx.Module):
         if self.centred:
             exact = exact - exact.mean(axis=-1, keepdims=True)
         mean_square = jnp.square(exact).mean(axis=-1, keepdims=True)
-        gain = self.gain[...].astype(x.dtype).astype(jnp.float32)
-        return (exact * jax.lax.rsqrt(mean_square + NORM_EPSILON) * gain).astype(x.dtype)
+        gain = parameters.rounded(self.gain[...], x.dtype)
+        return (exact * jax.lax.rsqrt(mean_square + NORM_EPSILON) * gain).astype(x.dtype)  # pyright: ignore[reportOperatorIssue]
 
 
 class Attention(nnx.Module):
@@ -157,11 +157,8 @@ class Transformer(nnx.Module):
     def hidden(self, tokens: Int[Array, "batch length"]) -> Float[Array, "batch length width"]:
         """The normalised vectors from which the logits are read."""
         config = self.config
-        # Gathering from a table that is split along both axes would make the compiler replicate it.
-        table = constrain(
-            self.embedding[...].astype(config.compute_dtype), "vocabulary", "activation"
-        )
-        x = constrain(table[tokens], "batch", "length", "activation")
+        x = parameters.look_up(self.embedding[...], tokens, config.compute_dtype)
+        x = constrain(x, "batch", "length", "activation")  # pyright: ignore[reportArgumentType]
         rotation = rotation_tables(config, tokens.shape[1])
         graph, layers = nnx.split(self.blocks)
 
@@ -239,9 +236,11 @@ def rotate(x: Heads, rotation: Rotation) -> Heads:
 def _project(
     x: Float[Array, "batch length width"], weight: nnx.Param
 ) -> Float[Array, "batch length *out"]:
-    """`x` times a weight, in the type of `x`."""
-    product = kernels.chosen().project(x, weight[...].astype(x.dtype))
-    return checkpoint_name(product, PRODUCT)
+    """`x` times a weight."""
+    values = weight[...]
+    # Inside the scan the axis of layers is gone, but its name is not.
+    names = weight.get_metadata()["out_sharding"][-values.ndim :]
+    return checkpoint_name(parameters.project(x, values, names), PRODUCT)
 
 
 def _scale(fan_in: int, depth: Int[Array, ""] | None = None) -> Float[Array, ""] | float:

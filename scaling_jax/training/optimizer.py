@@ -8,6 +8,7 @@ Source: open_lm `scheduler.py`, `main.py`; torch.optim.AdamW. Warm-up, stable, d
 training beyond fixed training durations" (2024).
 """
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -42,6 +43,8 @@ class Hyperparameters(NamedTuple):
     # The rate falls from here on, but not before the warm-up is over.
     decay_start: Scalar = 0.0
     decay_shape: Scalar = 0.0
+    # A guarded step whose loss is above this is skipped.
+    loss_limit: Scalar = math.inf
 
 
 def hyperparameters(config: RunConfig, budget: Budget) -> Hyperparameters:

@@ -13,10 +13,9 @@ from jaxtyping import Array, Float32, Int
 from scaling_jax import mesh as meshes
 from scaling_jax.config import ModelConfig
 from scaling_jax.errors import UserError
-from scaling_jax.models import transformer
-from scaling_jax.models.loss import token_loss
+from scaling_jax.models import head, transformer
 from scaling_jax.models.transformer import Params
-from scaling_jax.training import optimizer
+from scaling_jax.training import distributed, optimizer
 from scaling_jax.training.optimizer import Hyperparameters
 from scaling_jax.training.state import TrainState, abstract
 
@@ -30,6 +29,8 @@ class Metrics(NamedTuple):
     z_loss: Float32[Array, ""]
     gradient_norm: Float32[Array, ""]
     learning_rate: Float32[Array, ""]
+    # 1 if the update was not made, which only a guarded step can do.
+    skipped: Float32[Array, ""]
 
 
 TrainStep = Callable[[TrainState, Rows, Hyperparameters], tuple[TrainState, Metrics]]
@@ -46,26 +47,35 @@ def train_step(
     directions, moments = optimizer.adam(hyper).update(clipped, state["moments"])
     params = optimizer.apply(state["params"], directions, rate, hyper)  # pyright: ignore[reportArgumentType]
     updated = TrainState(params=params, moments=moments, step=state["step"] + 1)
-    return updated, Metrics(loss, z_loss, norm, rate)
+    return updated, Metrics(loss, z_loss, norm, rate, jnp.zeros((), jnp.float32))
+
+
+def guarded_step(
+    model: ModelConfig, microbatches: int, state: TrainState, rows: Rows, hyper: Hyperparameters
+) -> tuple[TrainState, Metrics]:
+    """As `train_step`, but parameters and moments stay as they were where the step goes wrong.
+
+    That is where loss or gradient are not finite, or the loss is above `hyper.loss_limit`.
+    """
+    updated, metrics = train_step(model, microbatches, state, rows, hyper)
+    finite = jnp.isfinite(metrics.loss) & jnp.isfinite(metrics.gradient_norm)
+    good = finite & (metrics.loss <= hyper.loss_limit)
+    kept = jax.tree.map(lambda new, old: jnp.where(good, new, old), updated, state)
+    kept = TrainState(params=kept["params"], moments=kept["moments"], step=updated["step"])
+    return kept, metrics._replace(skipped=1 - good.astype(jnp.float32))
 
 
 @functools.cache
-def compiled(model: ModelConfig, batch_size: int, microbatches: int, mesh: Mesh) -> TrainStep:
-    """`train_step` compiled for a mesh; the old state's memory is reused for the new one.
+def compiled(
+    model: ModelConfig, batch_size: int, microbatches: int, mesh: Mesh, guarded: bool = False
+) -> TrainStep:
+    """The step compiled for a mesh; the old state's memory is reused for the new one.
 
     Raises:
-      UserError: the batch cannot be split evenly over the mesh.
+      UserError: the batch or a parameter cannot be split evenly over the mesh.
     """
     check_batch(mesh, batch_size, microbatches)
-    layout = jax.tree.map(lambda leaf: leaf.sharding, abstract(model, mesh))
-    replicated = meshes.sharding(mesh, ())
-    rows = meshes.sharding(mesh, ("batch", "length"))
-    step = jax.jit(
-        functools.partial(train_step, model, microbatches),
-        in_shardings=(layout, rows, replicated),
-        out_shardings=(layout, replicated),
-        donate_argnums=0,
-    )
+    step = distributed.together(_jitted(model, microbatches, mesh, guarded))
 
     def run(state: TrainState, rows: Rows, hyper: Hyperparameters) -> tuple[TrainState, Metrics]:
         with jax.set_mesh(mesh):
@@ -74,14 +84,42 @@ def compiled(model: ModelConfig, batch_size: int, microbatches: int, mesh: Mesh)
     return run
 
 
+def lower(model: ModelConfig, batch_size: int, microbatches: int, mesh: Mesh) -> jax.stages.Lowered:
+    """The program of `compiled`, from shapes alone: the mesh's devices need not be attached.
+
+    Raises:
+      UserError: the batch or a parameter cannot be split evenly over the mesh.
+    """
+    check_batch(mesh, batch_size, microbatches)
+    rows = jax.ShapeDtypeStruct((batch_size, model.sequence_length + 1), jnp.int32)
+    number = jax.ShapeDtypeStruct((), jnp.float32)
+    hyper = Hyperparameters(*(number for _ in Hyperparameters._fields))  # pyright: ignore[reportArgumentType]
+    with jax.set_mesh(mesh):
+        return _jitted(model, microbatches, mesh).lower(abstract(model, mesh), rows, hyper)
+
+
 def check_batch(mesh: Mesh, batch_size: int, microbatches: int) -> None:
     """Raises a UserError unless each microbatch splits evenly over the mesh's batch axes."""
-    parts = mesh.shape["data"] * mesh.shape["fsdp"]
-    if batch_size % (parts * microbatches):
+    if batch_size % (meshes.batch_parts(mesh) * microbatches):
+        parts = meshes.splits(mesh, "batch") | {"microbatches": microbatches}
         raise UserError(
-            f"batch_size={batch_size} is not divisible by data x fsdp x microbatches = "
-            f"{mesh.shape['data']} x {mesh.shape['fsdp']} x {microbatches}"
+            f"batch_size={batch_size} is not divisible by {' x '.join(parts)} = "
+            f"{' x '.join(map(str, parts.values()))}"
         )
+
+
+def _jitted(
+    model: ModelConfig, microbatches: int, mesh: Mesh, guarded: bool = False
+) -> jax.stages.Wrapped:
+    layout = jax.tree.map(lambda leaf: leaf.sharding, abstract(model, mesh))
+    replicated = meshes.sharding(mesh, ())
+    rows = meshes.sharding(mesh, ("batch", "length"))
+    return jax.jit(
+        functools.partial(guarded_step if guarded else train_step, model, microbatches),
+        in_shardings=(layout, rows, replicated),
+        out_shardings=(layout, replicated),
+        donate_argnums=0,
+    )
 
 
 def _mean_gradient(
@@ -90,10 +128,9 @@ def _mean_gradient(
     """Mean losses and gradient over the batch, in `microbatches` equal parts one after another."""
 
     def losses(params: Params, rows: Rows) -> tuple[Array, tuple[Array, Array]]:
-        scores = token_loss(transformer.bind(model, params)(rows[:, :-1]), rows[:, 1:])
-        loss = scores.cross_entropy.mean()
-        z_loss = hyper.z_loss_weight * jnp.square(scores.log_normalizer).mean()
-        return loss + z_loss, (loss, z_loss)
+        bound = transformer.bind(model, params)
+        hidden, targets = bound.hidden(rows[:, :-1]), rows[:, 1:]
+        return head.mean_loss(hidden, bound.output[...], targets, hyper.z_loss_weight)
 
     def part(rows: Rows) -> tuple[tuple[Array, Array], Params]:
         (_, parts), gradients = jax.value_and_grad(losses, has_aux=True)(params, rows)

@@ -256,4 +256,5 @@ def test_hyperparameters_are_those_of_the_config(config):
         "z_loss_weight": 0.5,
         "decay_start": 0.0,
         "decay_shape": 0.0,
+        "loss_limit": math.inf,
     }
