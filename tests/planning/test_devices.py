@@ -1,0 +1,55 @@
+"""Runs that cannot fit are refused before anything is allocated."""
+
+import jax
+import pytest
+
+from scaling_jax import config as configs
+from scaling_jax.config import RunConfig
+from scaling_jax.errors import UserError
+from scaling_jax.planning import devices
+
+
+def run(width, batch_size=16, **mesh) -> RunConfig:
+    model = {"width": width, "layers": 32, "heads": 8, "vocabulary_size": 512}
+    content = {
+        "model": model | {"sequence_length": 64},
+        "data": {"dataset": "a", "validation": ["a"]},
+        "batch_size": batch_size,
+        "tokens": 10**6,
+        "mesh": mesh,
+    }
+    return configs.build(RunConfig, content, source="test")
+
+
+def test_a_small_run_passes_and_a_huge_one_is_one_line():
+    devices.check_fits(run(64))
+    with pytest.raises(UserError, match=r"cannot fit: .* GiB a device, .* mesh.fsdp=8 would need"):
+        devices.check_fits(run(65536))
+    with pytest.raises(UserError, match="it takes more devices"):
+        devices.check_fits(run(65536, data=1, fsdp=8))
+
+
+def test_a_mesh_that_does_not_fit_the_devices_is_one_line():
+    with pytest.raises(UserError, match="data=3, fsdp=1, tensor=1 makes 3 devices, but there are"):
+        devices.check_fits(run(64, data=3))
+
+
+def test_a_batch_that_cannot_be_split_is_one_line():
+    with pytest.raises(UserError, match="batch_size=15 is not divisible by data x fsdp x micro"):
+        devices.check_fits(run(64, batch_size=15))
+
+
+def test_what_cpu_devices_share_is_divided():
+    shares = [devices.memory_bytes(device) for device in jax.devices()]
+    assert len(set(shares)) == 1
+    assert 0 < sum(share or 0 for share in shares) < 2**50
+
+
+def test_memory_that_a_device_does_not_tell_is_not_guessed():
+    class Silent:
+        platform = "other"
+
+        def memory_stats(self):
+            return None
+
+    assert devices.memory_bytes(Silent()) is None
