@@ -23,6 +23,14 @@ class Interrupted(Exception):  # noqa: N818 - it is a wish, not an error
         self.signal = signal
 
 
+class HeldError(Exception):
+    """Another process works on the run; the command line exits with code 75: try again later."""
+
+
+class PeerError(Exception):
+    """Another process of the same run did not come, or is gone; exit code 75: try again."""
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """A hint to append to an error about an unknown word: the closest known one, or all of them."""
     choices = sorted(known)

@@ -10,15 +10,19 @@ Columns
     flops_6nd         C = 6 N D
     seed, step
     loss/<set>        cross-entropy in nats per token, with 95 % bounds loss/<set>/low and /high
-    error/<task>      1 - accuracy, with bounds in the same way
+    error/<task>      1 - accuracy, with bounds in the same way; error/<average>: a mean over tasks
+    chance/<task>     the error of guessing, the same in every row
     bits_per_byte/<set>   the loss in bits per byte of text, comparable between vocabularies
     unique_tokens     tokens trained on that were no repetition; absent means that it is not known
+    health            ok, or what went wrong in training (skipped 3, spiked 1); absent: not known
 Other columns are kept as they are. A table with other names or units is read by saying what its
 columns are:
 
     read("sweep.csv", columns={"N": "params", "D": "tokens", "val": "loss/val"}, scale={"D": 1e9})
 """
 
+import hashlib
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -32,29 +36,39 @@ IDENTITY_COLUMNS = ("run", "dataset", "model")
 COUNT_COLUMNS = ("params", "tokens")
 DERIVED_COLUMNS = ("token_multiplier", "flops_6nd")
 BITS_PER_BYTE = "bits_per_byte/"
+CHANCE = "chance/"
+HEALTH = "health"
+HEALTHY = "ok"
 MEASURE_PREFIXES = ("loss/", "error/", BITS_PER_BYTE)
 SUFFIXES = (".csv", ".parquet", ".json")
+# Runs named in a warning.
+LISTED = 5
 
 
 def read(
     path: str | Path,
     columns: Mapping[str, str] | None = None,
     scale: Mapping[str, float] | None = None,
+    unhealthy: bool = False,
 ) -> pd.DataFrame:
     """Reads and checks a records table from CSV, Parquet or JSON (a list of row objects).
+
+    Runs that the column `health` marks are left out, with a warning, unless they are asked for.
 
     Args:
       path: of the file; its suffix names the format.
       columns: {name in the file: name in the records table}; columns not named keep theirs.
       scale: {name in the file: factor}, for columns in other units (tokens in billions: 1e9).
+      unhealthy: keep the runs in whose training something went wrong.
 
     Raises:
       UserError: the file is missing or unreadable, has no such column to rename or to scale, would
-        have a column twice, or `check` finds a fault in it.
+        have a column twice, `check` finds a fault in it, or no run in it is healthy.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such records table")
+    _warn_if_changed(path)
     try:
         if path.suffix == ".csv":
             # Names are text, also those that look like numbers.
@@ -68,7 +82,8 @@ def read(
     except (ValueError, OSError) as error:
         raise UserError(f"{path}: not a readable table ({str(error).splitlines()[0]})") from error
     table = _renamed(_scaled(table, scale or {}, str(path)), columns or {}, str(path))
-    return check(table, source=str(path))
+    table = check(table, source=str(path))
+    return table if unhealthy else _healthy(table, str(path))
 
 
 def write(table: pd.DataFrame, path: str | Path) -> None:
@@ -88,6 +103,17 @@ def write(table: pd.DataFrame, path: str | Path) -> None:
             table.to_parquet(temporary, index=False)
         else:
             table.to_json(temporary, orient="records", indent=1)
+
+
+def sign(path: Path) -> None:
+    """Writes the sha256 of the table in `path` beside it, as sha256sum does; `read` looks at it."""
+    line = f"{_sha256(path)}  {path.name}\n"
+    atomic.write_text(_signature(path), line)
+
+
+def unsign(path: Path) -> None:
+    """Removes what `sign` has written, before the table changes."""
+    _signature(path).unlink(missing_ok=True)
 
 
 def check(table: pd.DataFrame, source: str = "records table") -> pd.DataFrame:
@@ -136,6 +162,17 @@ def targets(table: pd.DataFrame) -> list[str]:
     return [name for name in measures(table) if not name.endswith(("/low", "/high"))]
 
 
+def chance_errors(table: pd.DataFrame) -> dict[str, float]:
+    """The error of guessing of each task that has a column chance/<task>."""
+    names = [name for name in map(str, table.columns) if name.startswith(CHANCE)]
+    known = {name: table[name].dropna() for name in names}
+    return {
+        name.removeprefix(CHANCE): float(values.iloc[0])
+        for name, values in known.items()
+        if len(values)
+    }
+
+
 def next_token_error(validation_set: str) -> str:
     """The column of the top-1 next-token error on a validation set."""
     return f"error/next_token_{validation_set}"
@@ -147,6 +184,47 @@ def require(table: pd.DataFrame, columns: Sequence[str], source: str = "records 
         if column not in table:
             hint = nearest(column, map(str, table.columns))
             raise UserError(f"{source}: no column '{column}' ({hint})")
+
+
+def _healthy(table: pd.DataFrame, source: str) -> pd.DataFrame:
+    """The rows of runs that are healthy, or of which it is not known; the others are warned of."""
+    if HEALTH not in table:
+        return table
+    wrong = table[HEALTH].notna() & (table[HEALTH] != HEALTHY)
+    if wrong.all():
+        raise UserError(
+            f"{source}: no run is healthy (column '{HEALTH}'); take them with unhealthy"
+        )
+    if wrong.any():
+        rows = table[wrong].drop_duplicates("run").head(LISTED)
+        named = ", ".join(
+            f"{run} ({what})" for run, what in zip(rows["run"], rows[HEALTH], strict=True)
+        )
+        more = table[wrong]["run"].nunique() - len(rows)
+        warnings.warn(
+            f"{source}: UNHEALTHY runs are left out, {wrong.sum()} of {len(table)} rows: {named}"
+            f"{f' and {more} more' if more else ''}; take them in with unhealthy",
+            stacklevel=3,
+        )
+    return table[~wrong].reset_index(drop=True)
+
+
+def _warn_if_changed(path: Path) -> None:
+    signature = _signature(path)
+    if signature.is_file() and signature.read_bytes().split()[:1] != [_sha256(path).encode()]:
+        warnings.warn(
+            f"{path}: not what was written there: damaged, or edited (then remove "
+            f"{signature.name}); `scaling-jax testbed table` writes it anew",
+            stacklevel=3,
+        )
+
+
+def _signature(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _scaled(table: pd.DataFrame, scale: Mapping[str, float], source: str) -> pd.DataFrame:

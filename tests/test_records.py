@@ -1,5 +1,7 @@
 """The records table keeps what it is given and says exactly what is wrong with it."""
 
+import warnings
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -156,3 +158,33 @@ def test_names_that_look_like_numbers_stay_names(tmp_path):
     found = records.read(tmp_path / "runs.csv")
     assert found["run"].tolist() == ["007"]
     assert found["model"].tolist() == ["1e+07"]
+
+
+def test_unhealthy_runs_are_left_out_loudly_unless_asked_for(tmp_path):
+    path = tmp_path / "runs.csv"
+    records.write(table().assign(health=pd.Series(["ok", "skipped 3", None])), path)
+    with pytest.warns(UserWarning, match=r"UNHEALTHY .* 1 of 3 rows: r1 \(skipped 3\)"):
+        assert list(records.read(path)["run"]) == ["r0", "r2"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert list(records.read(path, unhealthy=True)["run"]) == ["r0", "r1", "r2"]
+    records.write(table().assign(health="spiked 1"), path)
+    with pytest.raises(UserError, match="no run is healthy"):
+        records.read(path)
+
+
+def test_a_signed_table_that_has_changed_is_warned_of(tmp_path):
+    path = tmp_path / "records.csv"
+    records.write(table(), path)
+    records.sign(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        records.read(path)
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"1", b"3", 1))
+    with pytest.warns(UserWarning, match="not what was written there: damaged, or edited"):
+        records.read(path)
+    records.unsign(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        records.read(path)

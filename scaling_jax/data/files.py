@@ -10,6 +10,7 @@ from typing import IO
 
 import zstandard
 
+from scaling_jax.data.remote import RemoteFile, patiently
 from scaling_jax.errors import UserError
 
 # What reading a file that is cut short or damaged raises.
@@ -46,7 +47,8 @@ def found(folder: str, pattern: str) -> dict[str, int]:
 
     try:
         system, root = fsspec.core.url_to_fs(folder)
-        entries = system.glob(f"{root.rstrip('/')}/{pattern}", detail=True)
+        wanted = f"{root.rstrip('/')}/{pattern}"
+        entries = patiently(folder, lambda: system.glob(wanted, detail=True))
     except (OSError, ImportError, ValueError) as error:
         raise UserError(f"{folder}: cannot be searched ({error})") from None
     sizes = {
@@ -69,11 +71,8 @@ def _open(file: str) -> IO[bytes]:
     try:
         if "://" not in file:
             return Path(file).open("rb")
-        import fsspec
-
         # fsspec's own files look for the ends of lines in Python
-        remote = fsspec.open(file, "rb").open()  # pyright: ignore[reportAttributeAccessIssue]
-        return io.BufferedReader(remote, READ_BYTES)
+        return io.BufferedReader(RemoteFile(file), READ_BYTES)
     except (OSError, ImportError, ValueError) as error:
         raise UserError(f"{file}: cannot be opened ({error})") from None
 

@@ -41,17 +41,23 @@ class Inspection:
 
 
 def inspect(
-    folder: str | Path, sequence_length: int = 256, samples: int = 3, limit: int = 10**9
+    folder: str | Path,
+    sequence_length: int = 256,
+    samples: int = 3,
+    limit: int = 10**9,
+    verify: bool = False,
 ) -> Inspection:
     """Reads up to `limit` tokens of a prepared split, and decodes some rows from all of it.
 
-    Ends of text are spelled out in those.
+    Ends of text are spelled out in those. `verify` recomputes the checksum of every shard first.
 
     Raises:
-      UserError: the split cannot be opened, its vocabulary is not where it was or has changed, or
-        it holds no end of text.
+      UserError: the split cannot be opened, a shard is damaged, its vocabulary is not where it was
+        or has changed, or it holds no end of text.
     """
     shards = Shards.open(folder)
+    if verify:
+        shards.verify()
     index = shards.index
     words = vocabulary(index.vocabulary)
     if words.sha256 != index.vocabulary_sha256:
@@ -86,7 +92,10 @@ def _document_lengths(shards: Shards, limit: int) -> Int[np.ndarray, "documents"
     end = shards.index.end_of_text
     ends = [np.array([-1])]
     before = 0
-    for array in shards.arrays:
+    for number in range(len(shards.arrays)):
+        if before >= limit:
+            break
+        array = shards.content(number)
         for start in range(0, min(len(array), limit - before), TOKENS_AT_ONCE):
             part = array[start : min(start + TOKENS_AT_ONCE, limit - before)]
             ends.append(np.flatnonzero(part == end) + before + start)

@@ -25,9 +25,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from scaling_jax import atomic
 from scaling_jax.data import catalog, workers, writing, zipf_markov
-from scaling_jax.data.shards import INDEX_FILE, Index, ShardEntry, read_index
+from scaling_jax.data.shards import INDEX_FILE, Index, ShardEntry, read_index, write_index
 from scaling_jax.data.sources import Source, dealt
 from scaling_jax.data.vocabularies import ByteVocabulary, Vocabulary
 from scaling_jax.data.vocabularies import vocabulary as find_vocabulary
@@ -273,8 +272,7 @@ def _finish(plan: Plan, entries: Sequence[ShardEntry]) -> Index:
             text_bytes=sum(entry.text_bytes for entry in entries),
             shards=tuple(entries),
         )
-        content = json.dumps(dataclasses.asdict(index), indent=1) + "\n"  # pyright: ignore[reportArgumentType]
-        atomic.write_text(plan.index_file, content)
+        write_index(plan.folder, index)
     for job in plan.jobs:
         job.receipt.unlink(missing_ok=True)
     return index

@@ -2,8 +2,8 @@
 
 The shards, one after the other, are one long row of little-endian token ids, each document followed
 by the end-of-text id. Training reads rows of sequence_length + 1 tokens: disjoint chunks of it, so
-that less than a row is left over at the end, whatever the number of shards. Nothing here imports
-TensorFlow.
+that less than a row is left over at the end, whatever the number of shards. A shard is held to its
+sha256 when its first row is read (`data.verification`). Nothing here imports TensorFlow.
 """
 
 import dataclasses
@@ -21,6 +21,8 @@ import pydantic
 from jaxtyping import Int, Int32
 from pydantic import ConfigDict
 
+from scaling_jax import sealed
+from scaling_jax.data import verification
 from scaling_jax.errors import UserError, nearest
 
 INDEX_FILE = "index.json"
@@ -140,6 +142,19 @@ class Shards:
         """How many rows of sequence_length + 1 tokens there are."""
         return self.token_count // (sequence_length + 1)
 
+    def content(self, shard: int) -> Int[np.ndarray, "tokens"]:
+        """The tokens of one shard.
+
+        Raises:
+          UserError: they are not what was written.
+        """
+        if shard not in self._verified:
+            entry = self.index.shards[shard]
+            path = self.folder / entry.file
+            verification.verify_once(path, self.arrays[shard], entry.sha256)
+            self._verified.add(shard)
+        return self.arrays[shard]
+
     def rows(
         self, indices: Int[np.ndarray, "n"], sequence_length: int
     ) -> Int32[np.ndarray, "n length+1"]:
@@ -147,6 +162,7 @@ class Shards:
 
         Raises:
           IndexError: an index is negative, or not below `row_count`.
+          UserError: a shard that they lie in is not what was written.
         """
         width = sequence_length + 1
         rows = np.empty((len(indices), width), np.int32)
@@ -158,11 +174,11 @@ class Shards:
         by_shard = np.argsort(which, kind="stable")
         changes = np.flatnonzero(np.diff(which[by_shard])) + 1
         for wanted in np.split(by_shard, changes):
-            shard = which[wanted[0]]
+            shard = int(which[wanted[0]])
             first = -(-self._starts[shard] // width)  # the first row that begins in the shard
             skipped = first * width - self._starts[shard]
             count = (self._starts[shard + 1] - first * width) // width
-            table = self.arrays[shard][skipped : skipped + count * width].reshape(count, width)
+            table = self.content(shard)[skipped : skipped + count * width].reshape(count, width)
             whole = indices[wanted] - first < count
             rows[wanted[whole]] = table[indices[wanted[whole]] - first]
             for row in wanted[~whole]:  # begins in the shard and runs on in the next
@@ -188,26 +204,27 @@ class Shards:
             content.madvise(mmap.MADV_WILLNEED, page, int(last_byte) - page)
 
     def verify(self) -> None:
-        """Recomputes every checksum.
+        """Recomputes every checksum, whatever is known of earlier ones.
 
         Raises:
           UserError: naming the first shard whose content is not what was written.
         """
-        for shard in self.index.shards:
-            path = self.folder / shard.file
-            with path.open("rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
-            if found != shard.sha256:
-                raise UserError(f"{path}: sha256 is {found}, the index says {shard.sha256}")
+        for entry, array in zip(self.index.shards, self.arrays, strict=True):
+            verification.verify(self.folder / entry.file, array, entry.sha256)
 
     def _across(self, start: int, width: int) -> Int[np.ndarray, "width"]:
         """`width` tokens from `start` on, in the shards one after the other."""
         parts = [
-            array[max(start - begin, 0) : max(start + width - begin, 0)]
-            for begin, array in zip(self._starts, self.arrays, strict=False)
+            self.content(shard)[max(start - begin, 0) : max(start + width - begin, 0)]
+            for shard, (begin, array) in enumerate(zip(self._starts, self.arrays, strict=False))
             if begin < start + width and begin + len(array) > start
         ]
         return np.concatenate(parts)
+
+    @functools.cached_property
+    def _verified(self) -> set[int]:
+        """The shards that have been held to their checksum."""
+        return set()
 
     @functools.cached_property
     def _starts(self) -> Int[np.ndarray, "shards+1"]:
@@ -220,7 +237,7 @@ def read_index(folder: Path) -> tuple[bytes, Index]:
     """The index of a prepared split, as it lies and as it reads; its shards are not looked at.
 
     Raises:
-      UserError: there is none, or it is malformed.
+      UserError: there is none, or it is malformed, or not what was written.
     """
     file = folder / INDEX_FILE
     if not file.is_file():
@@ -229,9 +246,17 @@ def read_index(folder: Path) -> tuple[bytes, Index]:
     return content, _parse(content, file)
 
 
+def write_index(folder: Path, index: Index) -> None:
+    """Writes the index that makes a split valid, atomically and with a checksum of itself."""
+    sealed.write(folder / INDEX_FILE, dataclasses.asdict(index), indent=1)  # pyright: ignore[reportArgumentType]
+
+
 def _parse(content: bytes, file: Path) -> Index:
     try:
-        return pydantic.TypeAdapter(Index).validate_python(json.loads(content))
+        found = json.loads(content)
+        if isinstance(found, dict) and sealed.KEY in found:  # one made by hand may have none
+            found = sealed.unseal(found)
+        return pydantic.TypeAdapter(Index).validate_python(found)
     except pydantic.ValidationError as error:
         fault = error.errors()[0]
         key = ".".join(str(part) for part in fault["loc"])
@@ -241,8 +266,10 @@ def _parse(content: bytes, file: Path) -> Index:
             known = [field.name for field in dataclasses.fields(fields)]
             message = f"unknown key, {nearest(key.rpartition('.')[2], known)}"
         raise UserError(f"{file}: not an index of token shards ({key}: {message})") from None
-    except ValueError as error:
-        raise UserError(f"{file}: not JSON ({error})") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"{file}: damaged or not JSON ({error}); `scaling-jax data prepare` makes it again"
+        ) from None
 
 
 def _allow_open_files(count: int, folder: Path) -> None:

@@ -7,8 +7,8 @@ tails of shards and the rows that are not scored.
 """
 
 import functools
-import json
 import math
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypedDict
@@ -18,14 +18,14 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from scaling_jax import atomic
 from scaling_jax import mesh as meshes
+from scaling_jax import sealed
 from scaling_jax.config import ModelConfig, RunConfig
 from scaling_jax.data.shards import Index, Shards
 from scaling_jax.errors import UserError
-from scaling_jax.models import transformer
-from scaling_jax.models.loss import token_loss
+from scaling_jax.models import head, transformer
 from scaling_jax.models.transformer import Params
+from scaling_jax.training import distributed
 
 BOOTSTRAP_SEED = 0
 
@@ -67,15 +67,22 @@ def path(folder: Path, step: int) -> Path:
 
 def write(scores: Scores, folder: Path, step: int) -> None:
     """Keeps `scores` beside the run, atomically."""
-    atomic.write_text(
-        path(folder, step), json.dumps({"step": step, "sets": scores}, indent=1) + "\n"
-    )
+    sealed.write(path(folder, step), {"step": step, "sets": scores}, indent=1)
 
 
 def read(folder: Path, step: int) -> Scores | None:
-    """The scores kept after `step`; None if there are none."""
+    """The scores kept after `step`; None if there are none, or (with a warning) damaged ones."""
     file = path(folder, step)
-    return json.loads(file.read_text(encoding="utf-8"))["sets"] if file.exists() else None
+    try:
+        content = sealed.read(file)
+        if content["step"] != step:
+            raise ValueError(f"it is of step {content['step']}")
+        return content["sets"]
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError) as error:
+        warnings.warn(f"{file}: damaged and not used: {error}", stacklevel=2)
+        return None
 
 
 def bootstrap_bounds(
@@ -134,7 +141,7 @@ def _score_rows(
     config: RunConfig, params: Params, rows: Int[np.ndarray, "rows length+1"], mesh: Mesh
 ) -> tuple[Float[np.ndarray, "rows"], Float[np.ndarray, "rows"]]:
     """Mean loss and error of each row, in float64."""
-    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    parts = meshes.batch_parts(mesh)
     batch_size = math.ceil(min(config.evaluation.batch_size, len(rows)) / parts) * parts
     score = _compiled(config.model, mesh)
     sharding = meshes.sharding(mesh, ("batch", "length"))
@@ -143,7 +150,8 @@ def _score_rows(
         batch = rows[start : start + batch_size]
         # The last batch is filled up with a row already scored, so that no shape is new.
         padded = np.concatenate([batch, np.repeat(batch[:1], batch_size - len(batch), axis=0)])
-        losses, errors = score(params, jax.device_put(padded, sharding))
+        placed = jax.make_array_from_callback(padded.shape, sharding, padded.__getitem__)
+        losses, errors = score(params, placed)
         results.append(np.stack([losses, errors])[:, : len(batch)])
     losses, errors = np.concatenate(results, axis=1).astype(np.float64)
     return losses, errors
@@ -153,13 +161,17 @@ def _score_rows(
 def _compiled(
     model: ModelConfig, mesh: Mesh
 ) -> Callable[[Params, Array], tuple[Float[Array, "batch"], Float[Array, "batch"]]]:
-    @jax.jit
+    # Replicated: every process reads all of them.
+    @functools.partial(jax.jit, out_shardings=meshes.sharding(mesh, ()))
     def score(params: Params, rows: Int[Array, "batch length+1"]) -> tuple[Array, Array]:
-        tokens = token_loss(transformer.bind(model, params)(rows[:, :-1]), rows[:, 1:])
+        bound = transformer.bind(model, params)
+        tokens = head.score(bound.hidden(rows[:, :-1]), bound.output[...], rows[:, 1:])
         return tokens.cross_entropy.mean(axis=1), 1 - tokens.correct.mean(axis=1)
+
+    program = distributed.together(score)
 
     def run(params: Params, rows: Array) -> tuple[Array, Array]:
         with jax.set_mesh(mesh):
-            return score(params, rows)
+            return program(params, rows)
 
     return run

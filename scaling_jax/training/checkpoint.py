@@ -1,17 +1,19 @@
 """Checkpoints of a run, through orbax: `state`, the whole loss `curve`, and `meta` as JSON.
 
 `curve` and `meta` can be read without the state and without knowing the model. Orbax restores
-damaged array bytes without a word, so `meta` carries a fingerprint of every array, checked at
-restore; a step that does not match is set aside and the one before it is used.
+damaged array bytes without a word, so `meta` carries a fingerprint of every array and a checksum of
+itself (`scaling_jax.sealed`), checked at restore; a step that does not match is set aside and the
+one before it is used. Files that play no part in what is restored may be damaged unseen.
 """
 
+import contextlib
 import dataclasses
+import errno
 import importlib.metadata
-import json
 import logging
 import shutil
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -22,11 +24,15 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from scaling_jax import sealed, storage
 from scaling_jax.errors import UserError
 from scaling_jax.training.state import TrainState
 
 Curve = dict[str, np.ndarray]
 Meta = dict[str, Any]
+
+# What the names of fingerprints begin with.
+STATE, CURVE = "state", "curve"
 
 logger = logging.getLogger(__name__)
 
@@ -73,10 +79,15 @@ class Checkpoints:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._manager.close()
+        with _saving(self._folder):
+            self._manager.close()
 
     def save(self, state: TrainState, curve: Curve, meta: Meta) -> None:
-        """Saves `state` under its own step number, unless that step is there already."""
+        """Saves `state` under its own step number, unless that step is there already.
+
+        Raises:
+          UserError: the storage is at fault, now or in the save before this one.
+        """
         step = int(state["step"])
         if step in self._manager.all_steps():
             return
@@ -88,14 +99,15 @@ class Checkpoints:
                 for name in ("scaling_jax", "jax", "flax", "optax", "orbax-checkpoint")
             },
         }
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state),  # pyright: ignore[reportCallIssue]
-                curve=ocp.args.StandardSave(curve),  # pyright: ignore[reportCallIssue]
-                meta=ocp.args.JsonSave(meta),  # pyright: ignore[reportCallIssue]
-            ),
-        )
+        with _saving(self._folder):
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state),  # pyright: ignore[reportCallIssue]
+                    curve=ocp.args.StandardSave(curve),  # pyright: ignore[reportCallIssue]
+                    meta=ocp.args.JsonSave(sealed.seal(meta)),  # pyright: ignore[reportCallIssue]
+                ),
+            )
 
     def restore_latest(
         self,
@@ -108,11 +120,12 @@ class Checkpoints:
         Args:
           layout: shapes, types and shardings to restore into; the mesh may differ from the saved.
           check: raises a UserError for the `meta` of a checkpoint that is not wanted. It is asked
-            first: the state of another run would look like a damaged one.
+            once `meta` and `curve` are known to belong together, and before the state is read: that
+            of another run would look like a damaged one.
           last: steps after this one are passed over.
 
         Raises:
-          UserError: from `check`; the checkpoint stays as it is.
+          UserError: from `check`, or the storage cannot be read; the checkpoint stays as it is.
         """
         for step in sorted(self._manager.all_steps(), reverse=True):
             if last is not None and step > last:
@@ -122,8 +135,14 @@ class Checkpoints:
             except (UserError, MemoryError, jax.errors.JaxRuntimeError):  # no fault of the files
                 raise
             except Exception as error:  # orbax raises bare Exception for damaged files
-                reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-                logger.warning("checkpoint of step %d is damaged and set aside: %s", step, reason)
+                code = storage.fault(error)
+                if code not in (None, errno.EIO):  # EIO: a disk that cannot read this file
+                    raise UserError(
+                        f"{self._folder / str(step)}: cannot be read: {storage.in_words(code)}"
+                    ) from None
+                logger.warning(
+                    "checkpoint of step %d is damaged and set aside: %s", step, _reason(error)
+                )
                 self._set_aside(step)
         return None
 
@@ -139,26 +158,27 @@ class Checkpoints:
         self._manager.reload()
 
     def _restore(self, step: int, layout: TrainState, check: Callable[[Meta], None]) -> Restored:
-        meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
-        check(meta["meta"])
-        items = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(layout),  # pyright: ignore[reportCallIssue]
-                curve=ocp.args.StandardRestore(),
-            ),
-        )
-        found = _all_fingerprints(items["state"], items["curve"])
-        expected = meta["meta"]["fingerprints"]
-        for name in expected.keys() | found.keys():
-            if expected.get(name) != found.get(name):
-                raise ValueError(f"array {name} is not what was saved")
-        return Restored(items["state"], items["curve"], meta["meta"])
+        folder = self._folder / str(step)
+        with _naming(folder / "meta"):
+            meta = _read_meta(folder)
+        with _naming(folder / "curve"):
+            curve = _read_curve(folder, meta)
+        check(meta)
+        with _naming(folder / "state"):
+            items = self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardRestore(layout)  # pyright: ignore[reportCallIssue]
+                ),
+            )
+            _compare(_state_fingerprints(items["state"]), meta, STATE)
+        return Restored(items["state"], curve, meta)
 
 
 def steps(folder: Path) -> list[int]:
     """The saved steps in a checkpoint folder."""
-    return sorted(int(entry.name) for entry in folder.glob("*") if entry.name.isdigit())
+    names = (entry.name for entry in folder.glob("*") if entry.is_dir())
+    return sorted(int(name) for name in names if name.isascii() and name.isdigit())
 
 
 def latest_step(folder: Path) -> int | None:
@@ -172,24 +192,113 @@ def read_meta(folder: Path) -> Meta:
     Raises:
       UserError: it is damaged.
     """
-    path = folder / str(latest_step(folder)) / "meta" / "metadata"
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise UserError(f"{path}: damaged; testbed run or train sets it aside") from None
+    newest = folder / str(latest_step(folder))
+    with _refusing(newest), _naming(newest / "meta"):
+        return _read_meta(newest)
 
 
 def read_curve(folder: Path) -> Curve:
-    """The loss curve of the newest checkpoint in `folder`: step, loss, z_loss, ... as arrays."""
-    return ocp.StandardCheckpointer().restore(
-        (folder / str(latest_step(folder)) / "curve").resolve()
-    )
+    """The loss curve of the newest checkpoint in `folder`: step, loss, z_loss, ... as arrays.
+
+    Raises:
+      UserError: it is damaged.
+    """
+    newest = folder / str(latest_step(folder))
+    with _refusing(newest):
+        with _naming(newest / "meta"):
+            meta = _read_meta(newest)
+        with _naming(newest / "curve"):
+            return _read_curve(newest, meta)
+
+
+def _read_meta(folder: Path) -> Meta:
+    """Raises a ValueError unless it is what was saved for the step that `folder` is named after."""
+    meta = sealed.read(folder / "meta" / "metadata")
+    if str(meta.get("step")) != folder.name:
+        raise ValueError(f"it is that of step {meta.get('step')}")
+    return meta
+
+
+def _read_curve(folder: Path, meta: Meta) -> Curve:
+    """Raises an exception of any kind unless it is what `meta` was saved with."""
+    with contextlib.closing(ocp.StandardCheckpointer()) as checkpointer:
+        curve = checkpointer.restore((folder / "curve").resolve())
+    _compare(_curve_fingerprints(curve), meta, CURVE)
+    return curve
+
+
+def _compare(found: dict[str, int], meta: Meta, part: str) -> None:
+    expected = {
+        name: value for name, value in meta["fingerprints"].items() if name.startswith(part)
+    }
+    for name in expected.keys() | found.keys():
+        if expected.get(name) != found.get(name):
+            raise ValueError(f"array {name} is not what was saved")
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Puts what is damaged before the reason, which orbax gives in many lines."""
+    try:
+        yield
+    except (MemoryError, jax.errors.JaxRuntimeError):
+        raise
+    except Exception as error:
+        raise ValueError(f"{path}: {_reason(error)}") from error
+
+
+@contextlib.contextmanager
+def _refusing(step: Path) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(
+            f"{error}; it is damaged: `train` sets this step of an unfinished run aside; of a "
+            f"finished one rename {step} to {step.name}.damaged"
+        ) from None
+
+
+@contextlib.contextmanager
+def _saving(folder: Path) -> Iterator[None]:
+    """Turns what orbax raises, in many classes, into one line: a full disk, a time that is over.
+
+    Orbax measures its time by a clock that may jump.
+    """
+    try:
+        yield
+    except Exception as error:
+        code = storage.fault(error)
+        if code is None and isinstance(error, TimeoutError):
+            raise TimeoutError(
+                f"{folder}: a checkpoint was not saved in time (or the clock has jumped); the same "
+                "command goes on from the one before"
+            ) from None
+        if code is None:
+            raise
+        raise UserError(
+            f"{folder}: a checkpoint cannot be saved: {storage.in_words(code)}"
+        ) from None
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:300]
 
 
 def _all_fingerprints(state: TrainState, curve: Curve) -> dict[str, int]:
     """A 32-bit number for each array, by its name."""
-    of_curve = {f"['curve']['{name}']": zlib.crc32(part.tobytes()) for name, part in curve.items()}
-    return _flat(jax.device_get(_fingerprints(state))) | of_curve
+    return _state_fingerprints(state) | _curve_fingerprints(curve)
+
+
+def _state_fingerprints(state: TrainState) -> dict[str, int]:
+    return {STATE + name: number for name, number in _flat(jax.device_get(_fingerprints(state)))}
+
+
+def _curve_fingerprints(curve: Curve) -> dict[str, int]:
+    """Of the bytes, and of what turns them into numbers."""
+    return {
+        f"{CURVE}['{name}']": zlib.crc32(f"{part.dtype} {part.shape} ".encode() + part.tobytes())
+        for name, part in curve.items()
+    }
 
 
 @jax.jit
@@ -205,6 +314,6 @@ def _fingerprints(state: TrainState) -> Any:
     return jax.tree.map(fingerprint, state)
 
 
-def _flat(tree: Any) -> dict[str, int]:
+def _flat(tree: Any) -> list[tuple[str, int]]:
     leaves: Sequence[tuple[Any, Any]] = jax.tree.leaves_with_path(tree)
-    return {jax.tree_util.keystr(path): int(leaf) for path, leaf in leaves}
+    return [(jax.tree_util.keystr(path), int(leaf)) for path, leaf in leaves]

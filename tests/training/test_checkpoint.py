@@ -1,3 +1,4 @@
+import errno
 import json
 import shutil
 
@@ -107,6 +108,115 @@ def test_a_damaged_step_is_set_aside_and_the_one_before_it_is_used(
     assert again is not None
     assert same(again.state, fill(layout, 8, 8))
     assert (folder / "8.damaged" / part).is_dir()
+
+
+def replace_by_another(path):
+    """By the file of the same name of the other step, or else by one of another kind."""
+    other = path.parents[path.parts[::-1].index("8")] / "4" / path.relative_to(_step(path))
+    path.write_bytes(other.read_bytes() if other.is_file() else b"\x00{}" * 40)
+
+
+def _step(path):
+    return next(parent for parent in path.parents if parent.name == "8")
+
+
+DAMAGES = {
+    "flip": flip,
+    "cut": cut,
+    "empty": lambda path: path.write_bytes(b""),
+    "remove": lambda path: path.unlink(),
+    "replace": replace_by_another,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_whatever_file_is_damaged_no_number_is_wrong(saved, tmp_path, layout, fill, caplog, damage):
+    """What is restored is step 8 as it was saved, or step 4 and a word about what is damaged."""
+    wanted = {step: fill(layout, step, step) for step in (4, 8)}
+    files = sorted(path.relative_to(saved) for path in (saved / "8").rglob("*") if path.is_file())
+    assert len(files) > 15
+    set_aside = set()
+    for number, file in enumerate(files):
+        folder = shutil.copytree(saved, tmp_path / str(number))
+        DAMAGES[damage](folder / file)
+        caplog.clear()
+        with Checkpoints(folder, keep=2) as checkpoints:
+            restored = checkpoints.restore_latest(layout)
+        assert restored is not None, file
+        step = restored.meta["step"]
+        assert same(restored.state, wanted[step]), file
+        for name, column in CURVE.items():
+            expected = column[:4] if step == 4 else column
+            assert np.array_equal(restored.curve[name], expected), file
+            assert restored.curve[name].dtype == expected.dtype, file
+        if step == 4:
+            set_aside.add(file.parts[1])
+            assert (folder / "8.damaged").is_dir()
+            assert f"damaged and set aside: {folder / '8' / file.parts[1]}: " in caplog.text
+        else:
+            assert "set aside" not in caplog.text
+    assert {"meta", "curve", "state"} <= set_aside
+
+
+def test_a_step_in_the_place_of_another_is_no_checkpoint(folder, layout, fill, caplog):
+    shutil.rmtree(folder / "8")
+    shutil.copytree(folder / "4", folder / "8")
+    with Checkpoints(folder, keep=2) as checkpoints:
+        restored = checkpoints.restore_latest(layout)
+    assert restored is not None
+    assert same(restored.state, fill(layout, 4, 4))
+    assert "meta: it is that of step 4" in caplog.text
+
+
+def test_the_meta_of_another_run_is_damage_and_its_whole_checkpoint_is_refused(
+    folder, layout, fill, tmp_path, caplog
+):
+    def check(meta):
+        if meta["identity"] != "abc":
+            raise UserError(f"it is of {meta['identity']}")
+
+    with Checkpoints(tmp_path / "other") as checkpoints:
+        curve = {name: column[:8] for name, column in CURVE.items()}
+        checkpoints.save(fill(layout, 5, 8), curve, {"identity": "xyz", "next_row": 8})
+    meta = (tmp_path / "other" / "8" / "meta" / "metadata").read_bytes()
+    (folder / "8" / "meta" / "metadata").write_bytes(meta)
+    with Checkpoints(folder, keep=2) as checkpoints:
+        restored = checkpoints.restore_latest(layout, check)
+        assert restored is not None
+        assert restored.meta["step"] == 4
+    assert "curve: array" in caplog.text
+    shutil.copytree(tmp_path / "other" / "8", folder / "8")
+    with (
+        Checkpoints(folder, keep=2) as checkpoints,
+        pytest.raises(UserError, match="it is of xyz"),
+    ):
+        checkpoints.restore_latest(layout, check)
+    assert (folder / "8").is_dir()
+
+
+@pytest.mark.parametrize("part", ["meta", "curve"])
+def test_what_is_read_without_the_state_is_checked_too(folder, part):
+    flip(largest(folder / "8" / part))
+    with pytest.raises(UserError, match=rf"8/{part}: .*rename .*8 to 8\.damaged") as caught:
+        checkpoint.read_curve(folder)
+    assert "\n" not in str(caught.value)
+    (folder / "8").rename(folder / "8.damaged")
+    assert len(checkpoint.read_curve(folder)["step"]) == checkpoint.read_meta(folder)["step"] == 4
+
+
+def test_a_storage_that_cannot_be_read_sets_nothing_aside(folder, layout, monkeypatch):
+    def denied(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(checkpoint.sealed, "read", denied)
+    with (
+        Checkpoints(folder, keep=2) as checkpoints,
+        pytest.raises(UserError, match=r"8: cannot be read: Permission denied;"),
+    ):
+        checkpoints.restore_latest(layout)
+    assert sorted(path.name for path in folder.iterdir()) == ["4", "8"]
 
 
 def test_nothing_good_is_none(folder, layout, tmp_path):
