@@ -126,11 +126,15 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class MeshConfig:
-    """How many devices lie along each mesh axis; -1 (one axis at most) takes all that are left."""
+    """How many devices lie along each mesh axis; -1 (one axis at most) takes all that are left.
+
+    `slices` counts TPU slices that work on one run together, over the data-centre network.
+    """
 
     data: int = -1
     fsdp: int = 1
     tensor: int = 1
+    slices: PositiveInt = 1
 
     def __post_init__(self) -> None:
         sizes = (self.data, self.fsdp, self.tensor)
@@ -151,12 +155,42 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True, config=STRICT)
+class DownstreamConfig:
+    """Tasks that a run of a testbed is scored on once it is trained."""
+
+    # A name in configs/evaluations, such as gadre2024, or a path.
+    config: str
+    # The folder with the tasks' files; "" stands for data.folder.
+    folder: str = ""
+    # These tasks, or the members of these averages, instead of all.
+    only: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, config=STRICT)
 class EvaluationConfig:
-    """How much of each validation set is scored, and how its 95 % bounds are found."""
+    """How much of each validation set is scored, how its 95 % bounds are found, and which tasks."""
 
     sequences: PositiveInt = 256
     batch_size: PositiveInt = 64
     bootstrap_samples: PositiveInt = 1000
+    tasks: DownstreamConfig | None = None
+
+
+@dataclass(frozen=True, config=STRICT)
+class HealthConfig:
+    """What is done about steps that go wrong.
+
+    A skipped step changes neither parameters nor moments. Runs that had such steps are marked in
+    the records, and left out of fits by default.
+    """
+
+    # Losses or gradients that are not finite: stop the run, or skip the step.
+    nonfinite: Literal["stop", "skip"] = "stop"
+    # Losses that leap above those before: say so and mark the run, skip the step, or do nothing.
+    spike: Literal["ignore", "warn", "skip"] = "warn"
+    # A leap is so many standard deviations above the mean of so many losses before it.
+    spike_deviations: PositiveFloat = 6.0
+    spike_window: Annotated[int, Field(ge=4)] = 128
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -176,6 +210,7 @@ class RunConfig:
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
+    health: HealthConfig = dataclasses.field(default_factory=HealthConfig)
     # Folder of a run whose first steps are those of this one: they are taken from its checkpoint.
     branch_from: str | None = None
 
@@ -241,7 +276,18 @@ class LawsConfig:
 
     loss: tuple[str, ...] = ("over_training", "chinchilla")
     error: tuple[str, ...] = ("exponential",)
+    # What the error laws are fitted to, of the columns error/<name>: tasks or averages;
+    # {dataset} stands for the name of each dataset.
+    errors: tuple[str, ...] = ("next_token_{dataset}",)
+    # The error of guessing, at which their asymptote is held; by default it is fitted.
+    chance: Annotated[float, Field(gt=0, le=1)] | None = None
     level: Fraction = 0.9
+    # Whether runs whose training went wrong, by the records' column `health`, are taken in.
+    unhealthy: bool = False
+
+    def error_columns(self, dataset: str) -> tuple[str, ...]:
+        """The columns of the records table that error laws are fitted to, of runs on `dataset`."""
+        return tuple(f"error/{name.replace('{dataset}', dataset)}" for name in self.errors)
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -324,6 +370,8 @@ def _section(kind: Any, keys: Sequence[str]) -> Any:
     for key in keys:
         if dataclasses.is_dataclass(kind):
             kind = get_type_hints(kind).get(key)
+            if type(None) in get_args(kind):  # a section that may be absent
+                kind = get_args(kind)[0]
         else:
             # Of a mapping, what it maps to.
             inner = [each for each in get_args(kind) if each not in (Ellipsis, type(None))]

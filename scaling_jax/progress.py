@@ -5,6 +5,7 @@ from typing import Self
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
+from scaling_jax.claims import Holder
 from scaling_jax.models import counting
 from scaling_jax.terminal import clock, console, say
 from scaling_jax.testbeds.grid import PlannedRun
@@ -38,7 +39,7 @@ class _Bars:
 
 
 class GridProgress(_Bars):
-    """How far a grid of runs is: one bar for all of it, one for the run that is training."""
+    """How far a grid of runs is: one bar for all of it, one for each run that is training."""
 
     def __init__(self, runs: list[PlannedRun]):
         super().__init__()
@@ -49,34 +50,53 @@ class GridProgress(_Bars):
         # What the time left is judged by: work done in so many seconds of training. Compiling,
         # evaluating and runs that were done already do not count.
         self._work_done, self._seconds = 0.0, 0.0
-        self._last: tuple[float, float] | None = None
+        self._work_of: dict[str, float] = {}
+        self._last: float | None = None
         self._grid = self._bars.add_task("testbed", total=len(runs), detail="")
-        self._run: TaskID | None = None
+        self._tasks: dict[str, TaskID] = {}
+        self._waited_for: set[str] = set()
 
     def report(self, run: PlannedRun, progress: RunProgress) -> None:
         """Hears of every training step."""
-        if self._run is None:
-            self._run = self._bars.add_task(run.name, total=progress.steps, detail="")
+        if run.name not in self._tasks:
+            self._tasks[run.name] = self._bars.add_task(run.name, total=progress.steps, detail="")
         done = _work(run) * progress.step / progress.steps
         now = time.monotonic()
-        before, self._last = self._last, (done, now)
-        if before is not None:
-            self._work_done += done - before[0]
-            self._seconds += now - before[1]
+        before, self._work_of[run.name] = self._work_of.get(run.name), done
+        if before is not None and self._last is not None:
+            self._work_done += done - before
+            self._seconds += now - self._last
+        self._last = now
         self._left[run.name] = _work(run) - done
-        self._bars.update(self._run, completed=progress.step, detail=describe(progress))
+        self._bars.update(self._tasks[run.name], completed=progress.step, detail=describe(progress))
         self._bars.update(self._grid, detail=self._time_left())
+
+    def waiting(self, run: PlannedRun, holder: Holder) -> None:
+        """Hears which run of another process is waited for; says so once for each process."""
+        if holder.token not in self._waited_for:
+            self._waited_for.add(holder.token)
+            say(f"waiting for {run.name}: {holder} works on it")
 
     def finished(self, done: FinishedRun) -> None:
         """Hears of every run that is done."""
-        if self._run is not None:
-            self._bars.remove_task(self._run)
-        self._run = self._last = None
+        self._end(done.run)
         del self._left[done.run.name]
         count = self._count - len(self._left)
         self._bars.update(self._grid, completed=count)
         state = self._time_left() if done.now else "(was done)"
         say(f"[{count}/{self._count}] {done.run.name}: loss {done.loss:.4f}  {state}".rstrip())
+
+    def trained(self, run: PlannedRun) -> None:
+        """Hears of each run that was trained beside others, and is not evaluated yet."""
+        self._end(run)
+        say(f"{run.name}: trained")
+
+    def _end(self, run: PlannedRun) -> None:
+        """Takes the bar of a run away; what happens until the next report is no training."""
+        task = self._tasks.pop(run.name, None)
+        if task is not None:
+            self._bars.remove_task(task)
+        self._last = None
 
     def _time_left(self) -> str:
         if not self._work_done:

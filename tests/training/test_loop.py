@@ -3,6 +3,7 @@ import json
 import os
 import shutil
 import signal
+import time
 import warnings
 
 import jax
@@ -10,9 +11,12 @@ import numpy as np
 import pytest
 import yaml
 
-from scaling_jax.config import CheckpointConfig, MeshConfig
+from scaling_jax.config import CheckpointConfig, HealthConfig, MeshConfig
 from scaling_jax.errors import Interrupted, NonFiniteLossError, UserError
-from scaling_jax.training import checkpoint, loop
+from scaling_jax.training import checkpoint, goodput, loop
+from scaling_jax.training.checkpoint import Checkpoints
+from scaling_jax.training.curve import GrowingCurve
+from scaling_jax.training.profiling import Window
 
 pytestmark = [
     pytest.mark.usefixtures("quick_compilation"),
@@ -119,6 +123,24 @@ def test_every_step_is_told_and_written_once(whole, whole_folder, heard):
     assert heard[-1].seconds_left == 0
     assert all(progress.tokens_per_second > 0 for progress in heard[1:])
     assert all(progress.model_flops_utilization > 0 for progress in heard[1:])
+
+
+@pytest.mark.parametrize("damaged", ["digit", "cut", "bytes", "missing"])
+def test_damaged_lines_of_the_metrics_are_those_of_the_curve_again(often, whole, crashed, damaged):
+    path = crashed / "metrics.jsonl"
+    content = path.read_bytes().splitlines(keepends=True)
+    third = json.loads(content[2])
+    content[2] = {
+        "digit": json.dumps(third | {"loss": third["loss"] + 1e-6}).encode() + b"\n",
+        "cut": content[2][:20] + b"\n",
+        "bytes": b"\xff\xfe\x00\n",
+        "missing": b"",
+    }[damaged]
+    path.write_bytes(b"".join(content))
+    loop.train(often, crashed)
+    assert [line["step"] for line in lines(crashed)] == list(range(1, STEPS + 1))
+    losses = np.array([line["loss"] for line in lines(crashed)], np.float32)
+    assert np.array_equal(losses, whole.curve["loss"])
 
 
 def test_the_folder_describes_the_run(config, whole, whole_folder):
@@ -315,3 +337,91 @@ def test_the_wait_for_data_stands_in_the_metrics(whole_folder, whole):
     waited = [line["seconds_waited_for_data"] for line in lines(whole_folder)]
     assert waited == sorted(waited)
     assert waited[-1] > 0
+
+
+def with_health(config, **changes):
+    return dataclasses.replace(config, health=HealthConfig(**changes))
+
+
+def test_a_run_that_may_skip_steps_but_need_not_is_the_same_bit_for_bit(config, whole, tmp_path):
+    guarded = with_health(config, nonfinite="skip", spike="skip", spike_window=8)
+    found = loop.train(guarded, tmp_path)
+    assert_same_run(found, whole)
+    assert checkpoint.read_meta(tmp_path / "checkpoints")["health"] == "ok"
+
+
+def test_skipped_steps_change_nothing_and_are_marked(config, tmp_path, monkeypatch):
+    """The limit of steps 6 and 7 is below any loss: they are skipped, and resumed over as well."""
+    skipping = dataclasses.replace(
+        with_health(config, spike="skip"), checkpoint=CheckpointConfig(every_steps=1, keep=20)
+    )
+    limit = GrowingCurve.loss_limit
+    monkeypatch.setattr(
+        GrowingCurve,
+        "loss_limit",
+        lambda curve, number: 0.0 if number in (6, 7) else limit(curve, number),
+    )
+    found = loop.train(skipping, tmp_path / "run")
+    assert np.flatnonzero(found.curve["skipped"]).tolist() == [5, 6]
+    assert np.flatnonzero(found.curve["spiked"]).tolist() == [5, 6]
+    with Checkpoints(tmp_path / "run" / "checkpoints", keep=20, read_only=True) as saved:
+        layout = jax.eval_shape(lambda: found.state)
+        layout = jax.tree.map(
+            lambda leaf, like: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=like.sharding),
+            layout,
+            found.state,
+        )
+        five, seven, eight = (saved.restore_latest(layout, last=step) for step in (5, 7, 8))
+    assert five
+    assert seven
+    assert eight
+    for name in ("params", "moments"):
+        kept = [jax.tree.leaves(one.state[name]) for one in (five, seven, eight)]
+        assert all(np.array_equal(one, other) for one, other in zip(*kept[:2], strict=True))
+        assert not all(np.array_equal(one, other) for one, other in zip(*kept[1:], strict=True))
+    assert int(seven.state["step"]) == 7
+    meta = checkpoint.read_meta(tmp_path / "run" / "checkpoints")
+    assert meta["health"] == "skipped 2, spiked 2"
+    shutil.copytree(tmp_path / "run", tmp_path / "cut")
+    for step in range(7, STEPS + 1):
+        shutil.rmtree(tmp_path / "cut" / "checkpoints" / str(step))
+    assert_same_run(loop.train(skipping, tmp_path / "cut"), found)
+
+
+def test_steps_whose_loss_is_not_a_number_are_skipped_if_asked_for(config, tmp_path):
+    wild = dataclasses.replace(
+        with_health(config, nonfinite="skip"),
+        optimizer=dataclasses.replace(config.optimizer, learning_rate=1e30, warmup_steps=9),
+    )
+    found = loop.train(wild, tmp_path)
+    bad = ~(np.isfinite(found.curve["loss"]) & np.isfinite(found.curve["gradient_norm"]))
+    assert bad.any()
+    assert np.array_equal(found.curve["skipped"], bad)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found.state["params"]))
+    written = lines(tmp_path)
+    assert [line["loss"] is None for line in written] == list(~np.isfinite(found.curve["loss"]))
+
+
+def test_the_time_of_a_run_is_accounted_for(config, whole, tmp_path):
+    started = time.perf_counter()
+    often = dataclasses.replace(config, checkpoint=CheckpointConfig(every_steps=4))
+    with pytest.raises(CrashError):
+        loop.train(often, tmp_path, crash_at(10), started=started)
+    loop.train(often, tmp_path)
+    wall = time.perf_counter() - started
+    found = goodput.seconds(tmp_path)
+    assert sum(found.values()) == pytest.approx(wall, rel=0.05)
+    least = {"start_up", "restore", "compile", "data", "checkpoint", "repeated", "training"}
+    assert found.keys() >= least
+    assert found["repeated"] > 0
+
+
+def test_a_profile_can_be_looked_at_and_changes_nothing(config, whole, tmp_path):
+    found = loop.train(config, tmp_path, profile=Window(3, 5))
+    assert_same_run(found, whole)
+    (trace,) = (tmp_path / "tensorboard").glob("plugins/profile/*/*.xplane.pb")
+    content = trace.read_bytes()
+    assert b"train_step" in content
+    assert b"step_num" in content
+    with pytest.raises(UserError, match="no steps: it is trained"):
+        loop.train(config, tmp_path, profile=Window(3, 5))

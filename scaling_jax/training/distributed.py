@@ -1,0 +1,341 @@
+"""Several processes, one run: how they meet, and how all of them end when one does.
+
+JAX brings them together, on Cloud TPU, GKE and SLURM by what it finds there, elsewhere by what it
+is told. From then on every process runs the same program on the same global arrays; only the first
+writes and prints.
+
+When one process dies the others would wait for it in a collective, on some hardware for ever.
+Three things end them, all with one line and exit code 75, upon which a launcher starts all anew:
+  1. Each keeps a connection to the first process, which the system closes when either dies.
+  2. A process that stands still, or whose host is gone, sends no heartbeat to JAX's service.
+  3. A collective fails with an error.
+"""
+
+import contextlib
+import ctypes
+import itertools
+import json
+import os
+import re
+import signal
+import socket
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+from jax._src import distributed as jax_distributed  # the service's address and barriers
+from jax._src import xla_bridge
+
+from scaling_jax.errors import PeerError, UserError
+
+TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h
+HEARTBEAT_SECONDS = 10
+JOIN_SECONDS = 120
+SHUTDOWN_SECONDS = 60
+# How long a process that ends on an error waits for the others to come to the same end.
+LEAVE_SECONDS = 5
+# What is waited for in this way comes, or its process is missed.
+LONGEST_WAIT_MS = 7 * 24 * 3600 * 1000
+
+_ADDRESS = re.compile(r"[^\s:]+:\d{1,5}|\[[0-9a-fA-F:]+\]:\d{1,5}")
+_GOODBYE = b"goodbye\n"
+_kept: list[Any] = []  # what C calls must not be collected
+_lifelines: list["_Lifeline"] = []
+# All processes count alike: each number is one message or one meeting of all.
+_numbers = itertools.count()
+
+
+@contextlib.contextmanager
+def joined(
+    coordinator: str | None = None,
+    processes: int | None = None,
+    process_id: int | None = None,
+    patience: int = JOIN_SECONDS,
+) -> Iterator[None]:
+    """Within the block this process is one of several, or alone where nothing says otherwise.
+
+    Call it before anything asks JAX for devices. After an exception the processes stay joined:
+    `leave` ends this one.
+
+    Args:
+      coordinator: HOST:PORT where process 0 listens; None: as JAX finds it in the environment.
+      processes: how many there are; 1: alone, whatever the environment says.
+      process_id: which this is, from 0.
+      patience: seconds to wait for all to come.
+
+    Raises:
+      UserError: the three do not fit together.
+      PeerError: another process did not come, or is gone.
+    """
+    _check(coordinator, processes, process_id, patience)
+    if processes == 1 or not _initialize(coordinator, processes, process_id, patience):
+        yield
+        return
+    _lifelines.append(_Lifeline())
+    try:
+        with contextlib.nullcontext() if is_first() else _silence():
+            yield
+    except jax.errors.JaxRuntimeError as error:
+        if not _of_peers(error):
+            raise
+        raise PeerError(f"lost another process of this run ({_first_line(error)})") from error
+    _let_go()
+    jax.distributed.shutdown()
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes and prints."""
+    return jax.process_index() == 0
+
+
+def several() -> bool:
+    """Whether this process is one of several that are joined."""
+    return jax_distributed.global_state.num_processes > 1 and jax.distributed.is_initialized()
+
+
+def from_first(values: tuple[int, ...]) -> tuple[int, ...]:
+    """The numbers that the first process gives, in every process; they are waited for."""
+    if not several():
+        return values
+    return tuple(json.loads(_from_first(json.dumps(values))))
+
+
+def check_same(what: str, text: str) -> None:
+    """Raises a UserError in each process in which `text` is not what it is in the first."""
+    if several() and _from_first(text) != text:
+        raise UserError(
+            f"process {jax.process_index()}: its {what} is not that of process 0: start all "
+            "processes with the same command, on the same files"
+        )
+
+
+def together(program: jax.stages.Wrapped) -> Callable[..., Any]:
+    """`program`, which no process starts before all have compiled it.
+
+    Some collectives give up after 30 s; on a machine with much to do compilers are further apart.
+    """
+    ready = False
+
+    def run(*arguments: Any) -> Any:
+        nonlocal ready
+        if not ready and several():
+            program.lower(*arguments).compile()  # which the call below finds done
+            _service().wait_at_barrier(f"compiled {next(_numbers)}", LONGEST_WAIT_MS)
+        ready = True
+        return program(*arguments)
+
+    return run
+
+
+def leave(code: int) -> None:
+    """Ends this process, one of several, at once and with exit code `code`.
+
+    Those that come to the same end within LEAVE_SECONDS end together; the others learn that this
+    one is gone. Leaving as usual would wait for them.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if code != TRY_AGAIN:
+        with contextlib.suppress(Exception):  # the others are busy, and will see us go
+            _service().wait_at_barrier("leaving", LEAVE_SECONDS * 1000)
+            _let_go()
+            if is_first():  # the service that the others talk to ends with this process
+                time.sleep(0.5)
+    os._exit(code)
+
+
+def _service() -> Any:
+    """JAX's service, where processes meet without asking devices."""
+    assert jax_distributed.global_state.client is not None  # only where several are joined
+    return jax_distributed.global_state.client
+
+
+def _from_first(text: str) -> str:
+    """What the first process says, in every process."""
+    key = f"scaling_jax/{next(_numbers)}"
+    if is_first():
+        _service().key_value_set(key, text)
+        return text
+    return _service().blocking_key_value_get(key, LONGEST_WAIT_MS)
+
+
+def _check(
+    coordinator: str | None, processes: int | None, process_id: int | None, patience: int
+) -> None:
+    if patience < 1:
+        raise UserError(f"patience {patience}: give seconds, 1 or more")
+    if processes == 1 and coordinator is None and not process_id:
+        return
+    given = (coordinator, processes, process_id)
+    if all(value is None for value in given):
+        return
+    if coordinator is None or processes is None or process_id is None:
+        raise UserError(
+            "several processes: give coordinator (HOST:PORT of process 0), processes and "
+            "process_id together, or none of them where JAX finds them out"
+        )
+    if not _ADDRESS.fullmatch(coordinator) or int(coordinator.rpartition(":")[2]) > 65535:
+        raise UserError(f"coordinator '{coordinator}': give HOST:PORT of process 0")
+    if processes < 1 or not 0 <= process_id < processes:
+        raise UserError(
+            f"process_id {process_id} of processes {processes}: ids go from 0 to processes - 1"
+        )
+
+
+def _initialize(
+    coordinator: str | None, processes: int | None, process_id: int | None, patience: int
+) -> bool:
+    """Whether this process is one of several, which are all there by now."""
+    if coordinator is None and xla_bridge.backends_are_initialized():
+        return False  # too late to look for others, and nobody has asked for it
+    if coordinator and process_id == 0:
+        _check_free(int(coordinator.rpartition(":")[2]))
+    missing = f"not all processes of this run came within {patience} s"
+    # JAX's own waiting ends in abort(), with a page of text.
+    alarm = threading.Timer(patience, _end_now, [missing])
+    alarm.daemon = True
+    alarm.start()
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of environments that JAX cannot look into
+            jax.distributed.initialize(
+                coordinator,
+                processes,
+                process_id,
+                cluster_detection_method="deactivate" if coordinator else None,
+                initialization_timeout=2 * patience,
+                heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+                shutdown_timeout_seconds=SHUTDOWN_SECONDS,
+            )
+    except ValueError:  # JAX has found no cluster
+        return False
+    except RuntimeError as error:
+        raise PeerError(f"the processes of this run do not meet ({_first_line(error)})") from error
+    finally:
+        alarm.cancel()
+    if several():
+        _explain_aborts()
+    else:  # a cluster of one: JAX's preemption service, which catches SIGTERM, is not asked
+        signal.signal(signal.SIGTERM, on_sigterm)
+    return several()
+
+
+def _check_free(port: int) -> None:
+    """Raises a UserError if somebody listens on `port` of this machine; JAX would crash."""
+    both = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if both else socket.AF_INET
+    try:
+        with socket.create_server(("", port), family=family, dualstack_ipv6=both):
+            pass
+    except OSError as error:
+        raise UserError(f"coordinator: port {port} of this machine: {error.strerror}") from None
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Nothing that the program prints within the block is seen; errors are."""
+    with (
+        open(os.devnull, "w", encoding="utf-8") as nowhere,  # noqa: PTH123 - a device
+        contextlib.redirect_stdout(nowhere),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _let_go() -> None:
+    for lifeline in _lifelines:
+        lifeline.let_go()
+
+
+class _Lifeline:
+    """A connection of each process with the first; whoever is cut off ends at once.
+
+    Where a firewall does not let it through, JAX's heartbeat is what is left.
+    """
+
+    def __init__(self) -> None:
+        self._over = threading.Event()
+        self._sockets: dict[int, socket.socket] = {}
+        if is_first():
+            server = socket.create_server(("", 0), backlog=jax.process_count())
+            from_first((server.getsockname()[1],))
+            self._start(self._accept, server)
+        else:
+            (port,) = from_first((0,))
+            host = str(jax_distributed.global_state.coordinator_address).rpartition(":")[0]
+            with contextlib.suppress(OSError):
+                to_first = socket.create_connection((host.strip("[]"), port), timeout=30)
+                to_first.settimeout(None)
+                to_first.sendall(f"{jax.process_index()}\n".encode())
+                self._sockets[0] = to_first
+                self._start(self._watch, 0, to_first.makefile("rb"))
+
+    def let_go(self) -> None:
+        """Tells the others that this process ends as it should."""
+        self._over.set()
+        for one in self._sockets.values():
+            with contextlib.suppress(OSError):
+                one.sendall(_GOODBYE)
+
+    def _start(self, work: Any, *arguments: Any) -> None:
+        threading.Thread(target=work, args=arguments, daemon=True, name="lifeline").start()
+
+    def _accept(self, server: socket.socket) -> None:
+        with server:
+            for _ in range(jax.process_count() - 1):
+                one, _ = server.accept()
+                lines = one.makefile("rb")
+                number = lines.readline().strip()
+                if number.isdigit():
+                    self._sockets[int(number)] = one
+                    self._start(self._watch, int(number), lines)
+
+    def _watch(self, number: int, lines: Any) -> None:
+        """Waits for the end of a connection; what comes before it says how the other one ended."""
+        last = f"lost process {number} of this run".encode()
+        with contextlib.suppress(OSError):
+            for line in lines:
+                if line == _GOODBYE:
+                    return
+                last = line.strip()
+        if not self._over.is_set():
+            self._over.set()
+            for one in self._sockets.values():
+                with contextlib.suppress(OSError):
+                    one.sendall(last + b"\n")
+            _end_now(last.decode(errors="replace"))
+
+
+def _explain_aborts() -> None:
+    """JAX ends a process by abort() when heartbeats fail; a last line then says what it means."""
+
+    @ctypes.CFUNCTYPE(None, ctypes.c_int)
+    def ended(_: int) -> None:
+        _end_now("JAX has ended this process: another one of this run stands still or is gone")
+
+    _kept.append(ended)
+    libc = ctypes.CDLL(None)
+    libc.signal.restype = ctypes.c_void_p
+    libc.signal(int(signal.SIGABRT), ended)
+
+
+def _end_now(line: str) -> None:
+    """Ends the process from whatever thread; what it has written is flushed line by line."""
+    message = f"error: {line}; the same command goes on from the last checkpoint\n"
+    os.write(2, message.encode())
+    os._exit(TRY_AGAIN)
+
+
+def _of_peers(error: Exception) -> bool:
+    """Whether JAX says that another process is gone."""
+    return re.search(r"Gloo|gloo|coordination|UNAVAILABLE|DEADLINE|ABORTED", str(error)) is not None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

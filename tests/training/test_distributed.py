@@ -1,0 +1,279 @@
+"""Several real processes on one machine, four simulated devices among them."""
+
+import dataclasses
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from scaling_jax import config as configs
+from scaling_jax import records
+from scaling_jax.config import CheckpointConfig
+from scaling_jax.errors import PeerError, UserError
+from scaling_jax.training import checkpoint, distributed
+
+STEPS = 90
+DEVICES = 4
+PATIENCE = 300
+
+
+class Job:
+    """`scaling-jax train`, or another command, in several processes."""
+
+    def __init__(
+        self, config: Path, folder: Path, processes: int, *words: str, command: str = "train"
+    ):
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = free.getsockname()[1]
+        count = f"--xla_force_host_platform_device_count={DEVICES // processes}"
+        environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": count}
+        line = [sys.executable, "-m", "scaling_jax.cli", *command.split(), str(config), *words]
+        line += [f"--out={folder}", f"--coordinator=localhost:{port}"]
+        self.folder = folder
+        self.processes = [
+            subprocess.Popen(
+                [*line, f"--processes={processes}", f"--process_id={number}"],
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for number in range(processes)
+        ]
+
+    def lines(self) -> list[dict]:
+        path = self.folder / "metrics.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def wait_for_step(self, step: int) -> None:
+        until = time.monotonic() + PATIENCE
+        while len(self.lines()) < step:
+            assert time.monotonic() < until
+            assert all(process.poll() is None for process in self.processes), self.ends()
+            time.sleep(0.02)
+
+    def end(self, number: int) -> tuple[int, str, str]:
+        """Exit code, stdout and stderr of a process that has ended by itself."""
+        process = self.processes[number]
+        out, err = process.communicate(timeout=PATIENCE)
+        return process.returncode, out, err
+
+    def ends(self) -> list[tuple[int, str, str]]:
+        return [self.end(number) for number in range(len(self.processes))]
+
+    def kill(self) -> None:
+        for process in self.processes:
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture
+def start(config_file, tmp_path):
+    jobs = []
+
+    def make(processes, *words, folder=None, config=config_file, command="train"):
+        jobs.append(Job(config, folder or tmp_path / "run", processes, *words, command=command))
+        return jobs[-1]
+
+    yield make
+    for job in jobs:
+        job.kill()
+
+
+@pytest.fixture(scope="module")
+def config_file(config, tmp_path_factory):
+    longer = dataclasses.replace(
+        config, tokens=STEPS * 16 * 8, checkpoint=CheckpointConfig(every_steps=20)
+    )
+    path = tmp_path_factory.mktemp("config") / "run.yaml"
+    configs.write(longer, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(config_file, tmp_path_factory):
+    """The curve of two undisturbed processes, and what each printed."""
+    job = Job(config_file, tmp_path_factory.mktemp("whole") / "run", 2)
+    ends = job.ends()
+    assert [code for code, *_ in ends] == [0, 0], ends
+    return curve(job), [out for _, out, _ in ends]
+
+
+def curve(job):
+    return checkpoint.read_curve(job.folder / "checkpoints")
+
+
+def assert_same_curve(found, expected):
+    assert all(np.array_equal(found[name], column) for name, column in expected.items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 4])
+def test_any_number_of_processes_trains_the_same_run(start, whole, processes):
+    job = start(processes)
+    ends = job.ends()
+    assert [code for code, *_ in ends] == [0] * processes, ends
+    np.testing.assert_allclose(curve(job)["loss"], whole[0]["loss"], rtol=0, atol=1e-6)
+    assert [line["step"] for line in job.lines()] == list(range(1, STEPS + 1))
+
+
+@pytest.mark.slow
+def test_only_the_first_process_prints(whole):
+    first, second = whole[1]
+    assert "trained: loss" in first
+    assert "goodput" in first
+    assert not [line for line in second.splitlines() if not line.startswith("[Gloo]")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_process_ends_the_other_and_the_rerun_ends_the_same(start, whole, victim):
+    job = start(2)
+    job.wait_for_step(50)
+    job.processes[victim].kill()
+    killed = time.monotonic()
+    code, _, err = job.end(1 - victim)
+    assert time.monotonic() - killed < distributed.HEARTBEAT_SECONDS
+    assert code == distributed.TRY_AGAIN
+    assert err.splitlines()[-1] == (
+        f"error: lost process {victim} of this run; the same command goes on from the last "
+        "checkpoint"
+    )
+    again = start(2, folder=job.folder)
+    ends = again.ends()
+    assert [code for code, *_ in ends] == [0, 0], ends
+    assert_same_curve(curve(again), whole[0])
+    assert [line["step"] for line in again.lines()] == list(range(1, STEPS + 1))
+    calls = json.loads((job.folder / "goodput.json").read_text())["calls"]
+    assert len(calls) == 2
+    assert calls[1]["seconds"]["repeated"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_frozen_process_ends_the_other(start, victim):
+    job = start(2)
+    job.wait_for_step(30)
+    job.processes[victim].send_signal(signal.SIGSTOP)
+    try:
+        frozen = time.monotonic()
+        code, _, err = job.end(1 - victim)
+        assert time.monotonic() - frozen < 3 * distributed.HEARTBEAT_SECONDS
+        assert code == distributed.TRY_AGAIN
+        assert "stands still or is gone" in err.splitlines()[-1]
+    finally:
+        job.processes[victim].kill()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "asked"), [(signal.SIGTERM, 0), (signal.SIGTERM, 1), (signal.SIGINT, 1)]
+)
+def test_asked_to_stop_one_process_has_all_save_the_same_step(start, whole, number, asked):
+    job = start(2)
+    job.wait_for_step(30)
+    job.processes[asked].send_signal(number)
+    ends = job.ends()
+    assert ends[asked][0] == 128 + number
+    assert ends[1 - asked][0] == 128 + signal.SIGTERM
+    step = checkpoint.latest_step(job.folder / "checkpoints")
+    assert step is not None
+    assert 30 < step < STEPS
+    for _, _, err in ends:
+        assert err.splitlines()[-1].startswith(f"stopped and saved after step {step} of {STEPS}")
+    ends = start(2, folder=job.folder).ends()
+    assert [code for code, *_ in ends] == [0, 0], ends
+    assert_same_curve(curve(job), whole[0])
+
+
+@pytest.mark.slow
+def test_several_processes_train_and_score_a_testbed(start, config, tmp_path):
+    shared = json.loads(json.dumps(dataclasses.asdict(config)))
+    shared = {name: shared[name] for name in ("model", "data", "batch_size", "optimizer")}
+    testbed = {
+        "name": "pair",
+        "run": shared,
+        "sizes": {"s": {}, "t": {"model": {"layers": 1}}},
+        "grid": [
+            {
+                "role": "fit",
+                "datasets": ["walk"],
+                "sizes": ["s", "t"],
+                "token_multipliers": [0.03],
+            }
+        ],
+    }
+    path = tmp_path / "pair.yaml"
+    path.write_text(json.dumps(testbed))
+    job = start(2, config=path, command="testbed run")
+    (code, out, _), (other, silent, _) = job.ends()
+    assert code == 2  # two runs are too few for a law
+    assert other == 0
+    assert "[2/2]" in out
+    assert not [line for line in silent.splitlines() if not line.startswith("[Gloo]")]
+    table = records.read(tmp_path / "run" / "records.csv")
+    assert list(table["health"]) == ["ok", "ok"]
+    assert np.isfinite(table["loss/walk"]).all()
+
+
+@pytest.mark.slow
+def test_what_does_not_fit_ends_all_with_the_users_code(start):
+    ends = start(2, "batch_size=6").ends()
+    assert [code for code, *_ in ends] == [2, 2]
+    assert all("batch_size=6 is not divisible" in err.splitlines()[-1] for *_, err in ends)
+
+
+@pytest.mark.slow
+def test_a_peer_that_does_not_come_is_one_line(start, tmp_path):
+    job = start(2, "--patience=3")
+    job.processes[1].kill()
+    code, _, err = job.end(0)
+    assert code == distributed.TRY_AGAIN
+    assert "not all processes of this run came within 3 s" in err.splitlines()[-1]
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"coordinator": "host:1"}, "together"),
+        ({"processes": 2}, "together"),
+        ({"coordinator": "host", "processes": 2, "process_id": 0}, "give HOST:PORT"),
+        ({"coordinator": "host:99999", "processes": 2, "process_id": 0}, "give HOST:PORT"),
+        ({"coordinator": "host:1", "processes": 2, "process_id": 2}, "process_id 2 of processes 2"),
+        ({"coordinator": "host:1", "processes": 0, "process_id": 0}, "process_id 0 of processes 0"),
+        ({"patience": 0}, "patience 0"),
+    ],
+    ids=str,
+)
+def test_options_that_do_not_fit_are_named(given, message):
+    with pytest.raises(UserError, match=message) as caught, distributed.joined(**given):
+        raise AssertionError
+    assert "\n" not in str(caught.value)
+
+
+def test_a_port_that_is_taken_is_named():
+    with socket.create_server(("", 0)) as taken:
+        port = taken.getsockname()[1]
+        with (
+            pytest.raises(UserError, match=f"port {port} of this machine: .*in use"),
+            distributed.joined(f"localhost:{port}", processes=2, process_id=0),
+        ):
+            raise AssertionError
+
+
+def test_alone_nothing_is_joined():
+    with distributed.joined(processes=1):
+        assert distributed.is_first()
+        assert not distributed.several()
+        assert distributed.from_first((3, 4)) == (3, 4)
+        distributed.check_same("config", "text")
+    assert not issubclass(PeerError, UserError)
