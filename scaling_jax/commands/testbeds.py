@@ -7,15 +7,18 @@ from typing import TYPE_CHECKING
 
 import cyclopts
 
-from scaling_jax import cpu
+from scaling_jax import claims, compilation, cpu
+from scaling_jax.commands import parts
+from scaling_jax.commands.cluster import ClusterOptions
 from scaling_jax.commands.overrides import Overrides
-from scaling_jax.errors import UserError
+from scaling_jax.errors import NonFiniteLossError, UserError
 
 if TYPE_CHECKING:
     from scaling_jax.config import TestbedConfig
     from scaling_jax.testbeds.grid import PlannedRun
     from scaling_jax.testbeds.runner import Cost, RunStatus
 
+CLUSTER = ClusterOptions()
 QUICKSTART_CONFIG = "testbeds/quickstart.yaml"
 QUICKSTART_MARK = ".quickstart"
 
@@ -45,27 +48,74 @@ def quickstart(
     if fresh and out.exists():
         if not (out / QUICKSTART_MARK).exists():
             raise UserError(f"{out}: not a folder of quickstart; --fresh will not remove it")
+        for folder in (out, *out.glob("runs/*")):
+            if found := claims.holder(folder):
+                raise UserError(f"{folder}: {found} works on it; --fresh will not remove it")
         shutil.rmtree(out)
     out.mkdir(parents=True, exist_ok=True)
     (out / QUICKSTART_MARK).touch()
+    compilation.keep()
     prepare_apart(grid.datasets(runs), out=out / "data", vocabulary=runs[0].config.data.vocabulary)
-    _run(testbed, runs, out)
-    _report(testbed, runs, out)
+    _run(runs, out)
+    _conclude(testbed, runs, out)
 
 
 @app.command(name="run")
-def run_testbed(config: str, *overrides: Overrides, out: Path | None = None) -> None:
+def run_testbed(
+    config: str,
+    *overrides: Overrides,
+    out: Path | None = None,
+    index: str = "1/1",
+    only_share: bool = False,
+    pack: bool = False,
+    slots: int | None = None,
+    cluster: ClusterOptions = CLUSTER,
+) -> None:
     """Train and evaluate every run of a testbed that is not done; write records and report.
+
+    Any number of processes, on any machines, may do this in one folder at the same time: a run
+    that another one works on is left to it, and taken over if that one has ended.
 
     Args:
       config: a testbed's YAML.
       out: its folder; by default testbeds/<name>.
+      index: i/n, for worker i of n: it does its share of the FLOPs first, then what is left of the
+        others'. The first worker writes the report.
+      only_share: leave the others' runs to them.
+      pack: train runs of one shape side by side in one program; results are those of runs alone up
+        to rounding.
+      slots: with --pack, how many at a time; by default as many as keep the devices busy.
     """
     cpu.configure()
+    from scaling_jax.terminal import say
+    from scaling_jax.testbeds import runner, shares
+
+    if slots is not None and not pack:
+        raise UserError(f"slots={slots}: only with --pack")
+    part = shares.Part(*parts.parse(index, "index"))
     testbed, runs = _testbed(config, overrides)
-    folder = out or _default_folder(testbed)
-    _run(testbed, runs, folder)
-    _report(testbed, runs, folder)
+    folder = _folder(out, testbed)
+    share = shares.share(runs, part)
+    others = [] if only_share else [run for run in runs if run not in share]
+    if part.count > 1:
+        say(f"worker {index}: a share of {len(share)} of {len(runs)} runs")
+    with cluster.joined():
+        compilation.keep()
+        mine = [*share, *others]
+        failed = _run_packed(mine, folder, slots) if pack else {}
+        first = _run_together([run for run in mine if run.name not in failed], folder)
+    if failed:
+        raise NonFiniteLossError("; ".join(f"{name}: {error}" for name, error in failed.items()))
+    if not first:
+        return
+    unfinished = sum(runner.status(run, folder).word != "done" for run in runs)
+    if unfinished:
+        say(f"{unfinished} of {len(runs)} runs are not done yet; when they are, the same command")
+        say("without --only_share writes the report")
+    elif part.index:
+        say(f"all {len(runs)} runs are done; worker 1/{part.count} writes the report")
+    else:
+        _conclude(testbed, runs, folder)
 
 
 @app.command(name="status")
@@ -81,13 +131,16 @@ def show_testbed_status(config: str, *overrides: Overrides, out: Path | None = N
     """
     import pandas as pd
 
-    from scaling_jax.terminal import print_table
+    from scaling_jax.terminal import print_table, say
     from scaling_jax.testbeds import runner
+    from scaling_jax.training import goodput
 
     testbed, runs = _testbed(config, overrides)
-    folder = out or _default_folder(testbed)
+    folder = _folder(out, testbed)
     statuses = [runner.status(run, folder) for run in runs]
     branches = any(found.branched_at for found in statuses)
+    held = any(found.holder for found in statuses)
+    times = [goodput.seconds(found.run.folder(folder)) for found in statuses]
     rows = [
         {
             "run": found.run.name,
@@ -96,14 +149,18 @@ def show_testbed_status(config: str, *overrides: Overrides, out: Path | None = N
             "step": found.step,
             "steps": found.run.budget.steps,
             **(_origin(found) if branches else {}),
+            **({"held_by": str(found.holder or "")} if held else {}),
+            **({"goodput": f"{goodput.share(time):.0%}" if time else ""} if any(times) else {}),
             "params": found.run.budget.params,
             "tokens_asked": found.run.budget.tokens_asked,
             "flops_asked": found.run.budget.flops_asked,
         }
-        for found in statuses
+        for found, time in zip(statuses, times, strict=True)
     ]
     print_table(pd.DataFrame(rows), f"{testbed.name} in {folder}")
     _say_cost(runner.cost(statuses))
+    if any(times):
+        say(f"all runs: {goodput.describe(goodput.total(times))}")
 
 
 @app.command(name="table")
@@ -118,8 +175,9 @@ def write_testbed_table(config: str, *overrides: Overrides, out: Path | None = N
     from scaling_jax.testbeds import runner
 
     testbed, runs = _testbed(config, overrides)
-    folder = out or _default_folder(testbed)
-    print_table(runner.brief(runner.write_table(runs, folder)), "records")
+    folder = _folder(out, testbed)
+    table = runner.brief(runner.write_table(runs, folder), testbed.laws)
+    print_table(table, "records")
     say(f"{folder / runner.RECORDS_FILE}")
 
 
@@ -131,21 +189,65 @@ def _testbed(config: str, overrides: Sequence[str]) -> tuple["TestbedConfig", li
     return testbed, grid.expand(testbed, source=config)
 
 
-def _default_folder(testbed: "TestbedConfig") -> Path:
-    return Path("testbeds") / testbed.name
+def _folder(out: Path | None, testbed: "TestbedConfig") -> Path:
+    """Of the testbed; raises a UserError if it cannot be one."""
+    folder = out or Path("testbeds") / testbed.name
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder}: not a folder; give another one")
+    return folder
 
 
-def _run(testbed: "TestbedConfig", runs: list["PlannedRun"], out: Path) -> None:
-    """Brings every run to its end and prints the records."""
+def _run_packed(
+    runs: list["PlannedRun"], out: Path, slots: int | None
+) -> dict[str, NonFiniteLossError]:
+    """Trains side by side what can be; what went wrong, by the names of the runs."""
     from scaling_jax.progress import GridProgress
-    from scaling_jax.terminal import print_table
+    from scaling_jax.terminal import say
+    from scaling_jax.testbeds import packing, runner
+    from scaling_jax.training import distributed
+
+    if distributed.several():
+        raise UserError("pack: several processes that are joined cannot pack runs; give each index")
+    packed = packing.plan([runner.status(run, out) for run in runs], slots)
+    for part in (*packed.groups, *packed.alone):
+        say(str(part))
+    with GridProgress(runs) as progress:
+        return packing.train(packed, out, progress.report, progress.trained)
+
+
+def _run_together(runs: list["PlannedRun"], out: Path) -> bool:
+    """Brings every run to its end, alone or as one of several processes; whether as the first."""
+    from scaling_jax.testbeds import runner
+    from scaling_jax.training import distributed
+
+    first = distributed.is_first()
+    if first:
+        _run(runs, out)
+    else:
+        runner.follow(runs, out)
+    return first
+
+
+def _run(runs: list["PlannedRun"], out: Path) -> None:
+    """Brings every run to its end."""
+    from scaling_jax.progress import GridProgress
     from scaling_jax.testbeds import runner
 
     with GridProgress(runs) as progress:
-        for done in runner.run_all(runs, out, progress.report):
+        for done in runner.run_all(runs, out, progress.report, progress.waiting):
             progress.finished(done)
-    print_table(runner.brief(runner.write_table(runs, out)), f"{testbed.name}: records")
-    _say_cost(runner.cost([runner.status(run, out) for run in runs]))
+
+
+def _conclude(testbed: "TestbedConfig", runs: list["PlannedRun"], out: Path) -> None:
+    """Prints and writes the records, the laws and the report; one process at a time."""
+    from scaling_jax.terminal import print_table
+    from scaling_jax.testbeds import runner
+
+    with claims.held(out, patient=True):
+        table = runner.brief(runner.write_table(runs, out), testbed.laws)
+        print_table(table, f"{testbed.name}: records")
+        _say_cost(runner.cost([runner.status(run, out) for run in runs]))
+        _report(testbed, runs, out)
 
 
 def _origin(found: "RunStatus") -> dict[str, str | int]:
@@ -171,7 +273,7 @@ def _report(testbed: "TestbedConfig", runs: list["PlannedRun"], out: Path) -> No
     from scaling_jax.terminal import print_table, say
     from scaling_jax.testbeds import analysis, runner
 
-    table = records.read(out / runner.RECORDS_FILE)
+    table = records.read(out / runner.RECORDS_FILE, unhealthy=testbed.laws.unhealthy)
     fits = analysis.fit_all(table, testbed.laws)
     analysis.write(fits, out / analysis.FITS_FILE)
     own = [fitted for fitted in fits if analysis.in_distribution(fitted)]

@@ -2,27 +2,35 @@
 
 out/runs/<name>-<hash>/     a run directory each
 out/records.csv             one row a finished run
+
+Any number of processes may run one testbed: each run belongs to the one that has claimed it.
 """
 
 import dataclasses
+import hashlib
+import json
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from scaling_jax import records
-from scaling_jax.config import RunConfig
+from scaling_jax import claims, records
+from scaling_jax.claims import Holder, Timing, Watcher
+from scaling_jax.config import LawsConfig, RunConfig
 from scaling_jax.data.shards import Shards
 from scaling_jax.errors import UserError
-from scaling_jax.evaluation import validation
+from scaling_jax.evaluation import run_tasks, validation
 from scaling_jax.models import counting
 from scaling_jax.testbeds.grid import PlannedRun
-from scaling_jax.training import checkpoint, loop
+from scaling_jax.training import checkpoint, distributed, goodput, loop
 from scaling_jax.training.checkpoint import Curve
 from scaling_jax.training.loop import Progress
 
 RECORDS_FILE = "records.csv"
+# What the first process says to the others instead of a run's number.
+ALL_DONE = -1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,12 +38,14 @@ class RunStatus:
     """How far a run is: its newest saved step, and whether its scores are there.
 
     Its first `branched_at` steps were trained by another run, or will be if it is not started.
+    `holder` is the process that works on it now.
     """
 
     run: PlannedRun
     step: int
     branched_at: int
     evaluated: bool
+    holder: Holder | None
 
     @property
     def word(self) -> str:
@@ -89,7 +99,8 @@ def status(run: PlannedRun, out: Path) -> RunStatus:
     step, branched_at = checkpoint.latest_step(folder), run.shared_steps
     if step is not None:
         branched_at = checkpoint.read_meta(folder).get("branched_at", 0)
-    return RunStatus(run, step or 0, branched_at, _scores(run, out) is not None)
+    evaluated = _scores(run, out) is not None
+    return RunStatus(run, step or 0, branched_at, evaluated, claims.holder(run.folder(out)))
 
 
 def cost(found: Sequence[RunStatus]) -> Cost:
@@ -107,16 +118,34 @@ def cost(found: Sequence[RunStatus]) -> Cost:
 
 
 def train_and_evaluate(
-    config: RunConfig, folder: Path, report: Callable[[Progress], None] = lambda _: None
+    config: RunConfig,
+    folder: Path,
+    report: Callable[[Progress], None] = lambda _: None,
+    check: Callable[[], None] = lambda: None,
 ) -> validation.Scores:
     """Brings one run to its end, going on from what is in `folder`, and scores it.
 
     Raises:
       UserError, NonFiniteLossError, Interrupted: as `training.loop.train`.
+      UserError: a downstream task that the config asks for is not what it should be.
     """
-    trained = loop.train(config, folder, report)
-    scores = validation.evaluate(config, trained.state["params"])
+    tasks = run_tasks.find(config)
+    if tasks is not None and distributed.several():
+        raise UserError(
+            "evaluation.tasks: not scored by several processes; leave them out, and score the "
+            "trained runs with `evaluate RUN --tasks`"
+        )
+    trained = loop.train(config, folder, report, check)
+    mine = folder if distributed.is_first() else None
+    with goodput.spent(mine, "evaluation"):
+        scores = validation.evaluate(config, trained.state["params"])
+    if mine is None:
+        return scores
+    check()
     validation.write(scores, folder, trained.budget.steps)
+    if tasks is not None:
+        step, params = trained.budget.steps, trained.state["params"]
+        run_tasks.evaluate(tasks, config, folder, step, params, _content(folder))
     return scores
 
 
@@ -124,25 +153,56 @@ def run_all(
     runs: Sequence[PlannedRun],
     out: Path,
     report: Callable[[PlannedRun, Progress], None] = lambda *_: None,
+    waiting: Callable[[PlannedRun, Holder], None] = lambda *_: None,
+    timing: Timing = claims.TIMING,
 ) -> Iterator[FinishedRun]:
     """Yields each run once it is trained and evaluated; what is done already is not done again.
 
-    A branch starts from its trunk's checkpoint, or from step 0 where somebody has removed that.
+    Runs that other processes work on come last: when nothing else is left, they are waited for,
+    and taken over if their process has ended. A branch starts from its trunk's checkpoint, or from
+    step 0 where somebody has removed that.
+
+    Args:
+      runs: in this order; a trunk precedes its branches.
+      out: the testbed's folder.
+      report: hears of every step that is trained here.
+      waiting: hears which run is waited for, and who has it.
+      timing: of claims.
+
+    Raises:
+      UserError, NonFiniteLossError, Interrupted: as `training.loop.train`.
+      HeldError: this process stood still for so long that another one has taken over its run.
+    """
+    numbers = {run.name: number for number, run in enumerate(runs)}
+    watcher, left = Watcher(timing), list(runs)
+    while left:
+        before = len(left)
+        for run in tuple(left):
+            finished = _finish(run, numbers[run.name], out, watcher, left, report)
+            if finished is not None:
+                left.remove(run)
+                yield finished
+        if len(left) == before:
+            found = claims.holder(left[0].folder(out))
+            if found is not None:
+                waiting(left[0], found)
+            time.sleep(timing.look)
+    distributed.from_first((ALL_DONE, 0))
+
+
+def follow(runs: Sequence[PlannedRun], out: Path) -> None:
+    """What the other processes of several do while the first one is in `run_all`.
+
+    They train and score with it the runs that it has claimed.
 
     Raises:
       UserError, NonFiniteLossError, Interrupted: as `training.loop.train`.
     """
-    for run in runs:
-        folder = run.folder(out)
-        known = _scores(run, out)
-        if known is not None:
-            yield FinishedRun(run, known, now=False)
-            continue
-
-        def tell(progress: Progress, run: PlannedRun = run) -> None:
-            report(run, progress)
-
-        yield FinishedRun(run, train_and_evaluate(_config(run, out), folder, tell), now=True)
+    while True:
+        number, branches = distributed.from_first((ALL_DONE, 0))
+        if number == ALL_DONE:
+            return
+        train_and_evaluate(_config(runs[number], out, bool(branches)), runs[number].folder(out))
 
 
 def write_table(runs: Sequence[PlannedRun], out: Path) -> pd.DataFrame:
@@ -153,24 +213,36 @@ def write_table(runs: Sequence[PlannedRun], out: Path) -> pd.DataFrame:
     """
     finished = ((run, _scores(run, out)) for run in runs)
     rows = [
-        record(run, scores) | _repetition(run, out)
+        record(run, scores) | _errors(run, out) | _training(run, out)
         for run, scores in finished
         if scores is not None
     ]
     if not rows:
         raise UserError(f"{out}: none of the testbed's {len(runs)} runs is finished")
     table = pd.DataFrame(rows)
+    records.unsign(out / RECORDS_FILE)
     records.write(table, out / RECORDS_FILE)
+    records.sign(out / RECORDS_FILE)
     return table
 
 
-def brief(table: pd.DataFrame) -> pd.DataFrame:
-    """The records without what is the same everywhere, bounds and derived columns: for reading."""
-    bounds = [name for name in records.measures(table) if name.endswith(("/low", "/high"))]
-    constant = [name for name in ("seed",) if table[name].nunique() == 1]
-    bits = [name for name in map(str, table.columns) if name.startswith(records.BITS_PER_BYTE)]
-    names = [*bounds, *bits, *constant, "step", "tokens", "unique_tokens", "dataset", "model"]
+def brief(table: pd.DataFrame, laws: LawsConfig) -> pd.DataFrame:
+    """The records for reading: losses, the errors that laws are fitted to, and what differs."""
+    fitted = {column for name in table["dataset"] for column in laws.error_columns(str(name))}
+    losses = {name for name in records.targets(table) if name.startswith("loss/")}
+    numbers = (*records.MEASURE_PREFIXES, records.CHANCE)
+    others = [
+        name
+        for name in map(str, table.columns)
+        if name.startswith(numbers) and name not in fitted | losses
+    ]
+    constant = [name for name in ("seed", records.HEALTH) if _same_everywhere(table, name)]
+    names = [*others, *constant, "step", "tokens", "unique_tokens", "dataset", "model"]
     return table.drop(columns=names, errors="ignore")
+
+
+def _same_everywhere(table: pd.DataFrame, column: str) -> bool:
+    return column in table and table[column].nunique(dropna=False) == 1
 
 
 def curves(runs: Sequence[PlannedRun], out: Path) -> dict[str, Curve]:
@@ -219,28 +291,81 @@ def record(run: PlannedRun, scores: validation.Scores) -> dict[str, Any]:
     return row
 
 
-def _repetition(run: PlannedRun, out: Path) -> dict[str, int]:
-    """What the run's checkpoint says about repeated data; nothing where there is none any more."""
+def _finish(
+    run: PlannedRun,
+    number: int,
+    out: Path,
+    watcher: Watcher,
+    left: Sequence[PlannedRun],
+    report: Callable[[PlannedRun, Progress], None],
+) -> FinishedRun | None:
+    """Brings a run to its end; None if another process has it, or has the trunk it waits for."""
+    known = _scores(run, out)
+    if known is not None:
+        return FinishedRun(run, known, now=False)
+    folder = run.folder(out)
+    unstarted = checkpoint.latest_step(folder / loop.CHECKPOINT_FOLDER) is None
+    if unstarted and run.trunk in left and not _trunk_is_there(run, out):
+        return None
+    claim = watcher.take(folder)
+    if claim is None:
+        return None
+    try:
+        known = _scores(run, out)  # somebody may just have finished it
+        if known is not None:
+            return FinishedRun(run, known, now=False)
+        branches = run.trunk is not None and _trunk_is_there(run, out)
+        distributed.from_first((number, int(branches)))
+        scores = train_and_evaluate(
+            _config(run, out, branches), folder, lambda progress: report(run, progress), claim.check
+        )
+        return FinishedRun(run, scores, now=True)
+    finally:
+        claim.release()
+
+
+def _errors(run: PlannedRun, out: Path) -> dict[str, float]:
+    """The columns of a finished run's downstream tasks."""
+    kept = run_tasks.read(run.config, run.folder(out), run.budget.steps)
+    return run_tasks.columns(kept) if kept else {}
+
+
+def _content(folder: Path) -> str:
+    """sha256 that names what the newest checkpoint of the run in `folder` holds."""
+    fingerprints = checkpoint.read_meta(folder / loop.CHECKPOINT_FOLDER)["fingerprints"]
+    return hashlib.sha256(json.dumps(fingerprints, sort_keys=True).encode()).hexdigest()
+
+
+def _training(run: PlannedRun, out: Path) -> dict[str, int | str]:
+    """What the run's checkpoint says of its training; nothing where there is none any more."""
     folder = run.folder(out) / loop.CHECKPOINT_FOLDER
     if checkpoint.latest_step(folder) is None:
         return {}
     meta = checkpoint.read_meta(folder)
-    return {"unique_tokens": meta["unique_tokens"]} if "unique_tokens" in meta else {}
+    if meta["step"] != run.budget.steps:  # the last one was damaged or removed
+        return {}
+    return {name: meta[name] for name in ("unique_tokens", "health") if name in meta}
 
 
-def _config(run: PlannedRun, out: Path) -> RunConfig:
-    """The config of `run`, with the folder of its trunk if the steps that they share are there."""
-    if run.trunk is None:
+def _config(run: PlannedRun, out: Path, branches: bool) -> RunConfig:
+    """The config of `run`, with the folder of its trunk if it begins with that one's steps."""
+    if not branches:
         return run.config
-    trunk = run.trunk.folder(out)
-    if run.shared_steps not in checkpoint.steps(trunk / loop.CHECKPOINT_FOLDER):
-        return run.config
-    return dataclasses.replace(run.config, branch_from=str(trunk))
+    assert run.trunk is not None
+    return dataclasses.replace(run.config, branch_from=str(run.trunk.folder(out)))
+
+
+def _trunk_is_there(run: PlannedRun, out: Path) -> bool:
+    """Whether the steps that `run` shares with its trunk are saved there."""
+    assert run.trunk is not None
+    return run.shared_steps in checkpoint.steps(run.trunk.folder(out) / loop.CHECKPOINT_FOLDER)
 
 
 def _scores(run: PlannedRun, out: Path) -> validation.Scores | None:
-    """What is kept of a run's scores, if every set that its config names is there."""
+    """What is kept of a run's scores, if every set and task that its config names is there."""
     scores = validation.read(run.folder(out), run.budget.steps)
     if scores is None or not set(run.config.data.validation) <= set(scores):
+        return None
+    if run_tasks.read(run.config, run.folder(out), run.budget.steps) is None:
         return None
     return {name: scores[name] for name in run.config.data.validation}

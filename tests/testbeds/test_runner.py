@@ -2,16 +2,21 @@
 
 import contextlib
 import dataclasses
+import math
 import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from scaling_jax import claims
 from scaling_jax import config as configs
-from scaling_jax.config import TestbedConfig
+from scaling_jax.claims import Timing
+from scaling_jax.config import HealthConfig, LawsConfig, TestbedConfig
+from scaling_jax.errors import HeldError
 from scaling_jax.testbeds import grid, runner
-from scaling_jax.training import checkpoint
+from scaling_jax.training import checkpoint, goodput
+from scaling_jax.training.curve import GrowingCurve
 
 pytestmark = [
     pytest.mark.usefixtures("quick_compilation"),
@@ -63,6 +68,22 @@ def separate(runs, tmp_path_factory):
     alone = [dataclasses.replace(run, trunk=None) for run in runs]
     assert all(done.now for done in runner.run_all(alone, out))
     return runner.write_table(alone, out)
+
+
+def test_records_say_which_runs_were_healthy(runs, separate, tmp_path, monkeypatch):
+    assert set(separate["health"]) == {"ok"}
+    assert "health" not in runner.brief(separate, LawsConfig())
+    (short,) = (run for run in runs if run.budget.steps == 8)
+    strict = HealthConfig(spike="skip")
+    limits = {3: 0.0, 4: 0.0}  # which any loss is above
+    monkeypatch.setattr(GrowingCurve, "loss_limit", lambda _, step: limits.get(step, math.inf))
+    wild = dataclasses.replace(
+        short, config=dataclasses.replace(short.config, health=strict), trunk=None
+    )
+    assert all(done.now for done in runner.run_all([wild], tmp_path))
+    (found,) = runner.write_table([wild], tmp_path)["health"]
+    assert found == "skipped 2, spiked 2"
+    assert goodput.seconds(wild.folder(tmp_path))["evaluation"] > 0
 
 
 def test_records_count_what_is_not_repeated_and_bits_per_byte(runs, separate):
@@ -141,3 +162,41 @@ def test_where_a_trunk_was_removed_its_branch_is_trained_alone(runs, separate, t
 def test_each_run_keeps_what_a_longer_one_can_branch_from(runs, tmp_path):
     trained(runs[:1], tmp_path)
     assert checkpoint.steps(runs[0].folder(tmp_path) / "checkpoints") == [3, 4]
+
+
+def test_a_run_that_was_taken_over_is_left_to_the_other_before_anything_is_written(
+    runs, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(claims, "SECONDS_BETWEEN_CHECKS", 0.0)
+    folder = runs[0].folder(tmp_path)
+
+    def take_over(_, progress):
+        if progress.step == 2:  # as another host does while this process stands still
+            (folder / "claims" / "000002.json").touch()
+
+    with pytest.raises(HeldError, match="stood still and lost the run"):
+        list(runner.run_all(runs[:1], tmp_path, take_over))
+    assert len((folder / "metrics.jsonl").read_text().splitlines()) == 2
+    assert not (folder / "evaluations").exists()
+    assert runner.status(runs[0], tmp_path).holder is not None
+
+
+def test_a_branch_waits_for_the_trunk_that_another_process_trains(runs, separate, tmp_path):
+    """Once the other process has ended, trunk and branch are trained here, each step once."""
+    quick = Timing(beat=0.05, look=0.02, stale=0.3)
+    other = claims.Watcher(Timing(beat=1000)).take(runs[0].folder(tmp_path))
+    assert other is not None
+    path = runs[0].folder(tmp_path) / "claims" / "000001.json"
+    path.write_text(path.read_text().replace('"place": "', '"place": "another host, '))
+    told, waited = [], []
+    for done in runner.run_all(
+        runs,
+        tmp_path,
+        lambda run, progress: told.append((run.name, progress.step)),
+        lambda run, holder: waited.append(run.name),
+        quick,
+    ):
+        assert done.now
+    assert set(waited) == {"walk-s-m1"}
+    assert told == EVERY_STEP_ONCE
+    pd.testing.assert_frame_equal(runner.write_table(runs, tmp_path), separate, check_exact=True)
