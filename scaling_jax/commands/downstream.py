@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scaling_jax.commands.run_vocabulary import run_vocabulary
 from scaling_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -25,6 +24,7 @@ def evaluate_tasks(
     data: Path | None,
     only: Sequence[str],
     vocabulary: str | None,
+    cache: Path | None = None,
 ) -> None:
     """Scores a run's newest checkpoint on tasks, prints a table and keeps the results.
 
@@ -33,7 +33,8 @@ def evaluate_tasks(
     """
     from scaling_jax import config as configs
     from scaling_jax import mesh as meshes
-    from scaling_jax.evaluation import downstream
+    from scaling_jax.data.run_vocabulary import run_vocabulary
+    from scaling_jax.evaluation import downstream, prompt_cache
     from scaling_jax.evaluation import tasks as task_configs
     from scaling_jax.evaluation.model_scorer import TransformerScorer
     from scaling_jax.terminal import print_table, say
@@ -63,6 +64,7 @@ def evaluate_tasks(
         TransformerScorer(config.model, restored.state["params"], mesh),
         model=_fingerprint(restored),
         kept=kept,
+        cache=cache or prompt_cache.default_folder(),
         done=lambda name, result: say(f"{name}: {result.accuracy:.4f}"),
     )
     print_table(task_table(report, asked), f"{asked.name}, step {step}")
@@ -73,7 +75,7 @@ def evaluate_tasks(
 
 
 def task_table(report: "Report", tasks: "TasksConfig") -> "pd.DataFrame":
-    """A row a task: what was scored, how well, and how sure single answers are."""
+    """A row a task: what was scored, how well with 95 % bounds, how sure single answers are."""
     import pandas as pd
 
     return pd.DataFrame(
@@ -82,6 +84,8 @@ def task_table(report: "Report", tasks: "TasksConfig") -> "pd.DataFrame":
             "shots": tasks.tasks[name].shots,
             "questions": result.questions,
             "accuracy": result.accuracy,
+            "low": result.accuracy_low,
+            "high": result.accuracy_high,
             "chance": result.chance,
             "centred": result.centred,
             "nats_per_token": "" if result.nats_per_token is None else result.nats_per_token,
@@ -102,7 +106,8 @@ def describe_means(report: "Report") -> list[str]:
         whole = mean.tasks + len(mean.missing)
         count = f"{mean.tasks} tasks" if not mean.missing else f"ONLY {mean.tasks} of {whole} tasks"
         lines.append(
-            f"{name}: accuracy {mean.accuracy:.4f}, chance {mean.chance:.4f}, "
+            f"{name}: accuracy {mean.accuracy:.4f} "
+            f"({mean.accuracy_low:.4f} to {mean.accuracy_high:.4f}), chance {mean.chance:.4f}, "
             f"centred {mean.centred:.4f} ({count})"
         )
     return lines + [f"{name}: accuracy {value:.4f}" for name, value in report.pooled.items()]
@@ -114,7 +119,10 @@ def _data_folder(tasks: str, data: Path | None) -> Path:
         return data
     if Path(tasks).is_file():
         return Path(tasks).parent
-    raise UserError(f"tasks {tasks}: give --data, the folder that holds their files")
+    raise UserError(
+        f"tasks {tasks}: give --data, the folder that holds their files; data fetch icl gets those "
+        "of gadre2024"
+    )
 
 
 def _fingerprint(restored: "Restored") -> str:

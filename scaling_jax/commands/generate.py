@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from scaling_jax.commands.overrides import Overrides
-from scaling_jax.commands.run_vocabulary import run_vocabulary
 from scaling_jax.errors import UserError
 
 
@@ -39,6 +38,7 @@ def generate(
     """
     # Not cpu.configure(): a row does not split over cores.
     from scaling_jax import config as configs
+    from scaling_jax.data.run_vocabulary import run_vocabulary
     from scaling_jax.models import decoding
     from scaling_jax.terminal import say
     from scaling_jax.training import loop

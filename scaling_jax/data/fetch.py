@@ -15,9 +15,9 @@ import urllib.request
 import zlib
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, NamedTuple
 
-from scaling_jax import atomic
+from scaling_jax import atomic, config_files
 from scaling_jax.errors import UserError, nearest
 
 TIMEOUT_SECONDS = 60
@@ -39,6 +39,8 @@ class Dataset:
         --format="%(objectname)  %(path)" COMMIT:FOLDER.
       folder: of the archive, the part that becomes the data set; "" for a single file.
       keep: a regular expression for the paths in `folder` that are kept.
+      tasks: instead of `keep`, a packaged config of downstream tasks that names each file and its
+        git blob id. What is wrong is told by file and task then.
     """
 
     about: str
@@ -46,6 +48,7 @@ class Dataset:
     sha256: str
     folder: str = ""
     keep: str = ""
+    tasks: str = ""
 
 
 DATASETS: Mapping[str, Dataset] = {
@@ -84,6 +87,15 @@ DATASETS: Mapping[str, Dataset] = {
         "965e40b85288a91c94c02bfa56adc3ce0fa20a82/20B_tokenizer.json",
         sha256="56ac4821e129d2c520fdaba60abd920fa852ada51b45c0dd52bbb6bd8c985ade",
     ),
+    "icl": Dataset(
+        about="the files of the 46 tasks of gadre2024, as LLM Foundry has them; Apache-2.0, "
+        "the sets in them under their own licences",
+        url="https://github.com/mosaicml/llm-foundry/archive/"
+        "8c8dd48f72168c5d51e2f7b151595892a8fba43d.tar.gz",
+        sha256="cbdaf533f2a567e268e50c879c1e5ba7dca61b136adbc0c0e040470891fc8c0f",
+        folder="scripts/eval/local_data",
+        tasks="evaluations/gadre2024.yaml",
+    ),
 }
 
 
@@ -110,13 +122,17 @@ def fetch(name: str, out: Path, url: str | None = None) -> Path:
         if folder.is_dir() and digest(dataset, folder) == dataset.sha256:
             return folder
         raise UserError(
-            f"{folder}: is there, but is not {name} as released; move it or choose another out"
+            f"{folder}: is there, but is not {name} as released{_wrong(dataset, folder)}; move it "
+            "or choose another out"
         )
     try:
         with atomic.new_folder(folder) as temporary:
             _download(dataset, source, temporary)
             if digest(dataset, temporary) != dataset.sha256:
-                raise UserError(f"{source}: its content is not {name} as released (wrong checksum)")
+                raise UserError(
+                    f"{source}: its content is not {name} as released (wrong checksum)"
+                    f"{_wrong(dataset, temporary)}"
+                )
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror})") from error
     return folder
@@ -128,7 +144,8 @@ def digest(dataset: Dataset, folder: Path) -> str:
         path = folder / _file_name(dataset)
         return hashlib.sha256(path.read_bytes() if path.is_file() else b"").hexdigest()
     paths = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    kept = sorted(path for path in paths if re.fullmatch(dataset.keep, path))
+    keep = re.compile(_keep(dataset))
+    kept = sorted(path for path in paths if keep.fullmatch(path))
     lines = (f"{git_blob((folder / path).read_bytes())}  {path}\n" for path in kept)
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
@@ -139,6 +156,36 @@ def git_blob(content: bytes) -> str:
     return hashlib.sha1(header + content, usedforsecurity=False).hexdigest()
 
 
+def _keep(dataset: Dataset) -> str:
+    """A regular expression for the kept paths."""
+    if not dataset.tasks:
+        return dataset.keep
+    return "|".join(re.escape(file.path) for file in _files_of_tasks(dataset.tasks))
+
+
+class _TaskFile(NamedTuple):
+    path: str
+    git_blob: str
+    task: str
+
+
+def _files_of_tasks(config: str) -> list[_TaskFile]:
+    tasks = config_files.read(config)["tasks"]
+    return [_TaskFile(task["data"], task["git_blob"], name) for name, task in tasks.items()]
+
+
+def _wrong(dataset: Dataset, folder: Path) -> str:
+    """Which tasks' files are missing or changed, where the files are known one by one."""
+    wrong: dict[str, list[str]] = {}
+    for file in _files_of_tasks(dataset.tasks) if dataset.tasks else ():
+        path = folder / file.path
+        if not path.is_file():
+            wrong.setdefault(f"{file.path} is missing", []).append(file.task)
+        elif git_blob(path.read_bytes()) != file.git_blob:
+            wrong.setdefault(f"{file.path} differs", []).append(file.task)
+    return "".join(f"; {what} ({', '.join(tasks)})" for what, tasks in wrong.items())
+
+
 def _file_name(dataset: Dataset) -> str:
     return dataset.url.rpartition("/")[2]
 
@@ -146,7 +193,7 @@ def _file_name(dataset: Dataset) -> str:
 def _download(dataset: Dataset, url: str, folder: Path) -> None:
     """Streams `url` into `folder`: the single file, or the kept files of the archive."""
     try:
-        with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as stream:
+        with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as stream:  # nosec B310
             if dataset.folder:
                 _unpack(dataset, url, stream, folder)
             else:
@@ -163,7 +210,7 @@ def _download(dataset: Dataset, url: str, folder: Path) -> None:
 
 def _unpack(dataset: Dataset, url: str, stream: IO[bytes], folder: Path) -> None:
     """Writes the kept files of a .tar.gz; names that leave `folder`, and links, are refused."""
-    inside = re.compile(rf"(?:[^/]+/)?{re.escape(dataset.folder)}/({dataset.keep})")
+    inside = re.compile(rf"(?:[^/]+/)?{re.escape(dataset.folder)}/({_keep(dataset)})")
     room = LARGEST_BYTES
     with tarfile.open(fileobj=stream, mode="r|gz") as archive:
         for member in archive:

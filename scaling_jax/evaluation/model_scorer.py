@@ -51,7 +51,7 @@ class TransformerScorer:
     ) -> TargetScores:
         """Scores rows with branches (scaling_jax.evaluation.scoring.BranchScorer)."""
         rows = len(tokens)
-        devices = self._mesh.shape["data"] * self._mesh.shape["fsdp"]
+        devices = meshes.batch_parts(self._mesh)
         lacking = math.ceil(rows / devices) * devices - rows
         sharding = meshes.sharding(self._mesh, ("batch", "length"))
         placed = (

@@ -83,7 +83,7 @@ def build(
     if task.type == "question_answering":
         everything = [question for each in by_category.values() for question in each]
         answer_tokens = _longest_answer(task, everything, vocabulary)
-    space = " " if needs_space(vocabulary) else ""
+    space = " " if task.continuation_space and needs_space(vocabulary) else ""
     for category, pool in by_category.items():
         texts = iter(_texts(task, pool, space, seed))
         index = itertools.count()

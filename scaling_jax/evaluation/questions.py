@@ -87,7 +87,7 @@ def _parse(task: TaskConfig, line: str, where: str) -> dict[str, Any]:
     """A line's keys and values, checked; texts are stripped."""
     try:
         row = json.loads(line)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: not valid JSON ({error})") from None
     if not isinstance(row, dict):
         raise UserError(f"{where}: is no JSON object")

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from scaling_jax.evaluation import proportions
 from scaling_jax.evaluation.prompts import Prompt
+from scaling_jax.evaluation.proportions import Count
 from scaling_jax.evaluation.scoring import ChoiceScore
 from scaling_jax.evaluation.tasks import TaskConfig, TasksConfig
 
@@ -46,6 +48,7 @@ class TaskResult:
 
     Attributes:
       accuracy: right answers per question; with categories, the unweighted mean over them.
+      accuracy_low, accuracy_high: 95 % bounds over questions (scaling_jax.evaluation.proportions).
       centred: (accuracy - chance) / (1 - chance): 0 for guessing, 1 for no mistake.
       categories: accuracy of each, where the task has them.
       nats_per_token: mean over questions of the right continuation's; None of generated answers.
@@ -59,6 +62,8 @@ class TaskResult:
 
     questions: int
     accuracy: float
+    accuracy_low: float
+    accuracy_high: float
     chance: float
     centred: float
     categories: dict[str, float]
@@ -74,9 +79,14 @@ class TaskResult:
 
 @dataclasses.dataclass(frozen=True)
 class Average:
-    """An unweighted mean over tasks; of those that were scored, if some are missing."""
+    """An unweighted mean over tasks; of those that were scored, if some are missing.
+
+    `accuracy_low` and `accuracy_high` are 95 % bounds, from all tasks' questions.
+    """
 
     accuracy: float
+    accuracy_low: float
+    accuracy_high: float
     chance: float
     centred: float
     tasks: int
@@ -110,11 +120,8 @@ def task_result(
     task: TaskConfig, outcomes: Sequence[Outcome], prompts_sha256: str, data_git_blob: str
 ) -> TaskResult:
     """Sums up the outcomes of all questions of a task (at least one)."""
-    categories: dict[str, list[bool]] = {}
-    for each in outcomes:
-        categories.setdefault(each.category, []).append(each.correct)
-    shares = {name: sum(correct) / len(correct) for name, correct in categories.items()}
-    accuracy = _mean(list(shares.values()))
+    counts = _counts(outcomes)
+    accuracy, low, high = proportions.mean([list(counts.values())])
     chance = task.chance if task.chance is not None else _mean([_guess(each) for each in outcomes])
     scored = [each for each in outcomes if each.tokens]
     margins = [each.margin for each in outcomes if each.margin is not None]
@@ -122,9 +129,13 @@ def task_result(
     return TaskResult(
         questions=len(outcomes),
         accuracy=accuracy,
+        accuracy_low=low,
+        accuracy_high=high,
         chance=chance,
         centred=_centred(accuracy, chance),
-        categories=shares if task.has_categories else {},
+        categories={name: count.right / count.questions for name, count in counts.items()}
+        if task.has_categories
+        else {},
         nats_per_token=_mean(nats) if nats else None,
         ties=sum(margin <= TIE for margin in margins),
         smallest_margin=min(margins, default=None),
@@ -148,8 +159,13 @@ def averages(tasks: TasksConfig, results: Mapping[str, TaskResult]) -> dict[str,
     for name, names in members.items():
         there = [results[task] for task in names if task in results]
         if there:
+            accuracy, low, high = proportions.mean(
+                [list(_counts(result.outcomes).values()) for result in there]
+            )
             found[name] = Average(
-                accuracy=_mean([result.accuracy for result in there]),
+                accuracy=accuracy,
+                accuracy_low=low,
+                accuracy_high=high,
                 chance=_mean([result.chance for result in there]),
                 centred=_mean([result.centred for result in there]),
                 tasks=len(there),
@@ -174,6 +190,14 @@ def pooled(tasks: TasksConfig, results: Mapping[str, TaskResult]) -> dict[str, f
         for name, names in tasks.pooled.items()
         if all(task in results for task in names)
     }
+
+
+def _counts(outcomes: Sequence[Outcome]) -> dict[str, Count]:
+    """Of each category."""
+    correct: dict[str, list[bool]] = {}
+    for each in outcomes:
+        correct.setdefault(each.category, []).append(each.correct)
+    return {name: Count(sum(each), len(each)) for name, each in correct.items()}
 
 
 def _guess(outcome: Outcome) -> float:

@@ -48,6 +48,8 @@ class TaskConfig:
     # Between a question and its answer, and between one solved question and the next.
     continuation_delimiter: str = " "
     example_delimiter: str = "\n"
+    # Whether a continuation that begins without a space gets one: not where it goes on in a word.
+    continuation_space: bool = True
     # Before everything.
     prompt_string: str = ""
     # Question answering: before each question; between a chain of thought and the answer.

@@ -4,6 +4,7 @@ import functools
 import hashlib
 import http.server
 import io
+import json
 import subprocess
 import sys
 import tarfile
@@ -243,6 +244,87 @@ def test_a_mistake_is_one_line_and_exit_code_2(monkeypatch, capsys, tmp_path, wo
     assert error.startswith("error: ")
     assert error.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+TASKS = """\
+tasks:
+  quiz: {data: runs/a.csv, git_blob: d00491fd7e5bb6fa28c517a0bb32b8b506539d4d}
+  cloze: {data: runs/a.csv, git_blob: d00491fd7e5bb6fa28c517a0bb32b8b506539d4d}
+  words: {data: meta.json, git_blob: 9e26dfeeb6e641a33dae4961196235bdb965b21b}
+"""
+
+
+@pytest.fixture
+def quizzes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A data set whose files are those that a config of tasks names."""
+    (tmp_path / "tasks.yaml").write_text(TASKS)
+    lines = (
+        "9e26dfeeb6e641a33dae4961196235bdb965b21b  meta.json\n"
+        "d00491fd7e5bb6fa28c517a0bb32b8b506539d4d  runs/a.csv\n"
+    )
+    dataset = Dataset(
+        about="tasks",
+        url="https://nowhere.invalid/tasks.tar.gz",
+        sha256=hashlib.sha256(lines.encode()).hexdigest(),
+        folder="exp_data",
+        tasks=str(tmp_path / "tasks.yaml"),
+    )
+    monkeypatch.setattr(fetch, "DATASETS", {"quizzes": dataset})
+
+
+@pytest.mark.usefixtures("quizzes")
+def test_the_files_of_tasks_are_those_that_the_config_names(tmp_path):
+    folder = fetch.fetch("quizzes", tmp_path / "data", archive(tmp_path / "toy.tar.gz"))
+    assert set(tree(folder)) == {"runs/a.csv", "meta.json"}
+
+
+@pytest.mark.usefixtures("quizzes")
+def test_the_tasks_that_cannot_be_had_are_named(tmp_path):
+    path = tmp_path / "toy.tar.gz"
+    with tarfile.open(path, "w:gz") as file:
+        info, content = member("repo-abc/exp_data/runs/a.csv", b"2\n")
+        file.addfile(info, io.BytesIO(content))
+    refused(
+        tmp_path,
+        "quizzes",
+        path.as_uri(),
+        "; runs/a.csv differs (quiz, cloze); meta.json is missing (words)",
+    )
+
+
+def test_the_checksum_of_icl_is_that_of_the_released_listing():
+    manifest = SHARED / "icl" / "MANIFEST.json"
+    if not manifest.is_file():
+        pytest.skip(f"the listing of the released files is not here: {manifest}")
+    found = json.loads(manifest.read_text())
+    blobs = {
+        path: file["upstream_blob_sha1"]
+        for path, file in found["files"].items()
+        if "subset" not in path
+    }
+    lines = "".join(f"{blobs[path]}  {path}\n" for path in sorted(blobs))
+    assert DATASETS["icl"].sha256 == hashlib.sha256(lines.encode()).hexdigest()
+    assert found["llm_foundry_commit"] in DATASETS["icl"].url
+
+
+def test_of_a_part_of_icl_only_the_files_that_lack_or_differ_are_named(tmp_path):
+    folder = SHARED / "icl"
+    if not folder.is_dir():
+        pytest.skip(f"the tasks' files are not here: {folder}")
+    path = tmp_path / "part.tar.gz"
+    with tarfile.open(path, "w:gz", compresslevel=1) as file:
+        file.add(folder, arcname=f"llm-foundry-abc/{DATASETS['icl'].folder}")
+    with pytest.raises(UserError) as raised:
+        fetch.fetch("icl", tmp_path / "data", path.as_uri())
+    files = json.loads((folder / "MANIFEST.json").read_text())["files"]
+    wrong = {
+        path
+        for path, file in files.items()
+        if file["status"] in ("missing", "rebuilt (not byte-verified)")
+    }
+    assert {path for path in files if f"; {path} " in str(raised.value)} == wrong
+    assert "mmlu.jsonl differs (mmlu_zeroshot, mmlu)" in str(raised.value)
+    assert not (tmp_path / "data").exists()
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:

@@ -70,9 +70,9 @@ def test_a_model_that_knows_the_alphabet(report):
     assert report.averages["words"].accuracy == 0.5
 
 
-def evaluate(folder, kept, scorer=alphabet, config=CONFIG, model="a", vocabulary=BYTES):
-    present, _ = tasks.locate(config.tasks, folder)
-    return downstream.evaluate(config, present, folder, vocabulary, scorer, model=model, kept=kept)
+def evaluate(folder, kept, scorer=alphabet, config=CONFIG, model="a", only=()):
+    present, _ = tasks.locate(tasks.select(config, only), folder)
+    return downstream.evaluate(config, present, folder, BYTES, scorer, model=model, kept=kept)
 
 
 def test_what_is_kept_says_what_it_was_made_from(folder, tmp_path):
@@ -101,6 +101,42 @@ def test_what_is_kept_is_not_run_again(folder, tmp_path):
     with pytest.raises(InterruptedError):
         evaluate(folder, tmp_path / "kept", broken)
     assert evaluate(folder, tmp_path / "kept") == first
+
+
+def test_the_report_is_of_all_that_is_kept(folder, tmp_path):
+    kept = tmp_path / "kept"
+    evaluate(folder, kept, only=["words"])
+    evaluate(folder, kept, only=["answers"])
+    apart = json.loads((kept / downstream.REPORT_FILE).read_text())
+    assert list(apart["tasks"]) == ["words", "answers"]
+    assert apart["averages"]["words"]["tasks"] == 2
+    # Those of another model, of other settings or of a file that has changed are not.
+    (folder / "words.jsonl").write_text('{"context": "a b c", "continuation": "d"}\n')
+    other = dataclasses.replace(CONFIG.tasks["answers"], shots=1)
+    config = dataclasses.replace(CONFIG, tasks={**CONFIG.tasks, "answers": other})
+    assert list(evaluate(folder, kept, config=config, only=["choice"]).tasks) == ["choice"]
+    assert list(evaluate(folder, kept, model="b", only=["schema"]).tasks) == ["schema"]
+    # That of a file which is not there any more is.
+    (folder / "answers.jsonl").unlink()
+    assert list(evaluate(folder, kept, only=["choice"]).tasks) == ["choice", "answers"]
+
+
+def test_a_damaged_result_is_made_anew(folder, tmp_path):
+    first = evaluate(folder, tmp_path / "kept")
+    (tmp_path / "kept" / "schema.json").write_text('{"made_from": ')
+    with pytest.warns(UserWarning, match=r"schema\.json: damaged"):
+        assert evaluate(folder, tmp_path / "kept") == first
+    assert evaluate(folder, tmp_path / "kept") == first
+
+
+def test_bounds_are_in_what_is_written(folder, tmp_path):
+    evaluate(folder, tmp_path / "kept")
+    report = json.loads((tmp_path / "kept" / downstream.REPORT_FILE).read_text())
+    for found in (*report["tasks"].values(), *report["averages"].values()):
+        assert 0 <= found["accuracy_low"] < found["accuracy_high"] <= 1
+    # Twice one of two, against two of four in one task.
+    words, whole = report["averages"]["words"], report["tasks"]["words"]
+    assert words["accuracy_low"] > whole["accuracy_low"]
 
 
 def test_what_was_made_from_something_else_is_run_again(folder, tmp_path):

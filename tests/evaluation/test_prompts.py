@@ -78,6 +78,12 @@ def test_a_continuation_that_has_its_space_gets_no_other(build):
     assert [after for _, after in read(build("multiple_choice", rows)[0])] == [" yes", " no"]
 
 
+def test_a_continuation_can_go_on_in_a_word(build):
+    rows = [{"context": "in a wo", "continuation": "rd"}]
+    plain = {"continuation_delimiter": "", "continuation_space": False}
+    assert read(build("language_modeling", rows, **plain)[0]) == [("in a wo", "rd")]
+
+
 def test_the_right_end_of_a_long_context_is_kept(build):
     long, short = build("multiple_choice", [CHOICES[0] | {"query": "0123456789"}], max_tokens=8)[
         0

@@ -79,8 +79,8 @@ def params():
     return transformer.initialize(MODEL, jax.random.key(3))
 
 
-def scorer(params, devices):
-    mesh = meshes.make_mesh(MeshConfig(), jax.devices()[:devices])
+def scorer(params, devices, **axes):
+    mesh = meshes.make_mesh(MeshConfig(**axes), jax.devices()[:devices])
     return TransformerScorer(MODEL, params, mesh)
 
 
@@ -150,3 +150,44 @@ def test_any_batch_and_any_device_count_give_the_same(params):
         for one, other in zip(alone, together, strict=True):
             assert one[0].nats_per_token == pytest.approx(other[0].nats_per_token, abs=1e-5)
             assert one[0].likeliest == other[0].likeliest
+
+
+@pytest.mark.parametrize("axes", [{}, {"data": 2, "fsdp": 2, "tensor": 2}])
+def test_branches_are_the_same_on_any_mesh(params, axes):
+    random = np.random.default_rng(2)
+    asked = [drawn(random, longest=25, choices=3, common=15) for _ in range(10)]
+    asked += [with_one_context(random) for _ in range(5)]
+    alone = scoring.score(asked, scorer(params, 1), tokens_per_batch=1)
+    together = scoring.score(asked, scorer(params, 8, **axes), tokens_per_batch=512)
+    for one, other in zip(sum(alone, ()), sum(together, ()), strict=True):
+        assert one.nats_per_token == pytest.approx(other.nats_per_token, abs=1e-5)
+        assert one.likeliest == other.likeliest
+
+
+@pytest.fixture
+def compiled():
+    """Counts the programs that are compiled."""
+    programs = []
+
+    def count(event: str, duration_secs: float, **kwargs: str | int) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            programs.append(duration_secs)
+
+    jax.monitoring.register_event_duration_secs_listener(count)
+    yield lambda: len(programs)
+    jax.monitoring.unregister_event_duration_listener(count)
+
+
+def test_nothing_is_compiled_after_the_first_model(params, compiled):
+    random = np.random.default_rng(5)
+    asked = [drawn(random, longest=40, choices=2, common=12) for _ in range(30)]
+    asked += [with_one_context(random) for _ in range(5)]
+    first = scoring.score(asked, scorer(params, 8), tokens_per_batch=512)
+    warm = compiled()
+    assert warm > 0
+    # Another checkpoint, and the questions in another order.
+    other = scorer(jax.tree.map(lambda leaf: leaf * 1.5, params), 8)
+    warm = compiled()
+    second = scoring.score(asked[::-1], other, tokens_per_batch=512)
+    assert compiled() == warm
+    assert second[0][0].log_probability != first[-1][0].log_probability

@@ -1,24 +1,20 @@
 """With which vocabulary a run reads text."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from scaling_jax.config import RunConfig
+from scaling_jax.data import vocabularies
+from scaling_jax.data.shards import INDEX_FILE, Shards
+from scaling_jax.data.vocabularies import Vocabulary
 from scaling_jax.errors import UserError
 
-if TYPE_CHECKING:
-    from scaling_jax.config import RunConfig
-    from scaling_jax.data.vocabularies import Vocabulary
 
-
-def run_vocabulary(config: "RunConfig", name: str | None) -> "Vocabulary":
+def run_vocabulary(config: RunConfig, name: str | None) -> Vocabulary:
     """The vocabulary called `name`, or that of the shards which the run was trained on.
 
     Raises:
       UserError: there is none, it has changed, or it has more ids than the model.
     """
-    from scaling_jax.data import vocabularies
-    from scaling_jax.data.shards import INDEX_FILE, Shards
-
     if name is not None:
         found = vocabularies.vocabulary(name)
     else:
