@@ -25,7 +25,7 @@ MINIATURE = {
         "data": {"validation": ["zipf_markov"]},
         "batch_size": 8,
         "optimizer": {"learning_rate": 1e-2, "warmup_steps": 5},
-        "evaluation": {"sequences": 64, "batch_size": 64},
+        "evaluation": {"sequences": 64, "batch_size": 64, "tasks": {"config": "quickstart"}},
     },
     "sizes": {
         "s": {"model": {"width": 8, "heads": 1}},
@@ -36,6 +36,7 @@ MINIATURE = {
         {"sizes": ["s", "m"], "token_multipliers": [1, 2, 4], "role": "fit"},
         {"sizes": ["l"], "token_multipliers": [4], "role": "held_out"},
     ],
+    "laws": {"errors": ["{dataset}"]},
 }
 for block in MINIATURE["grid"]:
     block["datasets"] = ["zipf_markov"]
@@ -79,7 +80,14 @@ def test_it_leaves_records_fits_and_a_report(finished):
     assert (table["loss/zipf_markov/low"] < table["loss/zipf_markov"]).all()
     assert (table["loss/zipf_markov"] < table["loss/zipf_markov/high"]).all()
     assert (table["loss/zipf_markov"] > zipf_markov.entropy_rate()).all()
+    # Questions of the one dataset that was prepared; a mean over all of them there is none.
+    names = map(str, table.columns)
+    errors = {name for name in names if name.startswith("error/") and name.count("/") == 1}
+    of_tasks = {"error/zipf_markov_cloze", "error/zipf_markov_choice", "error/zipf_markov"}
+    assert errors == of_tasks | {"error/next_token_zipf_markov"}
+    assert table["error/zipf_markov_choice"].between(0.4, 0.85).all()
     fits = json.loads((out / "fits.json").read_text())["fits"]
+    assert [fit["target"] for fit in fits if "loss" in fit] == ["error/zipf_markov"]
     assert {fit["law"] for fit in fits} == {"over_training", "chinchilla", "exponential"}
     for fit in fits:
         (held_out,) = fit["held_out"]

@@ -1,10 +1,10 @@
 """`scaling-jax data`: fetch public data, prepare and inspect token shards."""
 
-import re
 from pathlib import Path
 
 import cyclopts
 
+from scaling_jax.commands import parts
 from scaling_jax.errors import UserError
 
 app = cyclopts.App(name="data", help="Fetch public data; prepare and inspect token shards.")
@@ -15,8 +15,8 @@ def fetch_data(name: str, *, out: Path = Path("data"), url: str | None = None) -
     """Download a public data set, check it by its content and put it into OUT/NAME.
 
     Args:
-      name: gadre2024, chinchilla, chinchilla_kyo or olmo_ladder, which are testbeds; tokenizer,
-        GPT-NeoX-20B's.
+      name: gadre2024, chinchilla, chinchilla_kyo or olmo_ladder, which are testbeds; icl, the
+        files of the downstream tasks of gadre2024; tokenizer, GPT-NeoX-20B's.
       out: folder for the data set's folder.
       url: another place to get it from: https://, http:// or file://.
     """
@@ -39,6 +39,8 @@ def prepare_data(
 ) -> None:
     """Turn documents into token shards: OUT/NAME/train and OUT/NAME/validation.
 
+    An embedded corpus also gets questions about its validation split, OUT/NAME/questions.
+
     What is finished is kept: the same command goes on where it was stopped.
 
     Args:
@@ -53,7 +55,7 @@ def prepare_data(
       shard: i/n, on machine i of n that share OUT: it makes every n-th file.
       data_dir: where tensorflow-datasets keeps what it builds, and looks for tfds:NAME.
     """
-    from scaling_jax.data import prepare
+    from scaling_jax.data import corpora, corpus_questions, prepare
     from scaling_jax.data.meter import Meter
     from scaling_jax.terminal import say
 
@@ -61,7 +63,7 @@ def prepare_data(
     names = [task for task in tasks if "=" not in task]
     if not names:
         raise UserError("data prepare: name at least one task")
-    machine = _machine(shard)
+    machine = parts.parse(shard, "shard")
     for name in names:
         with Meter(name) as meter:
             indices = prepare.prepare(
@@ -78,13 +80,19 @@ def prepare_data(
             )
         for index in indices:
             say(prepare.describe(index))
+        if name in corpora.CORPORA:
+            say(f"questions: {corpus_questions.write(name, out)}")
         if not indices:
             say(f"{name}: part {shard} is done; the split is there when all parts are")
 
 
 @app.command(name="inspect")
 def inspect_data(
-    *folders: Path, sequence_length: int = 256, samples: int = 3, limit: int = 10**9
+    *folders: Path,
+    sequence_length: int = 256,
+    samples: int = 3,
+    limit: int = 10**9,
+    verify: bool = False,
 ) -> None:
     """Look into prepared splits: sizes, document lengths, duplicates, decoded rows.
 
@@ -93,6 +101,7 @@ def inspect_data(
       sequence_length: of the rows.
       samples: how many rows to decode.
       limit: lengths and duplicates are those of so many tokens from the beginning.
+      verify: read every shard whole and hold it to its checksum.
     """
     from scaling_jax.data.inspect import inspect
     from scaling_jax.data.shards import Shards
@@ -102,7 +111,7 @@ def inspect_data(
         raise UserError("data inspect: name the folder of a split, such as data/python_code/train")
     total = sum(Shards.open(folder).token_count for folder in folders)
     for folder in folders:
-        found = inspect(folder, sequence_length, samples, limit)
+        found = inspect(folder, sequence_length, samples, limit, verify)
         share = f", {found.tokens / total:.2%} of all" if len(folders) > 1 else ""
         say(f"{found.task} {found.split}: {found.documents:,} documents, {found.tokens:,} tokens")
         say(f"text: {found.text_bytes:,} bytes, {found.bytes_per_token:.3f} a token{share}")
@@ -117,6 +126,8 @@ def inspect_data(
         for line in _bars(found.length_histogram):
             say(line)
         say(f"rows of {sequence_length}: {found.rows:,}, duplicates {found.duplicate_rows:.2%}")
+        if verify:
+            say(f"every shard has its checksum: {folder}")
         for sample in found.samples:
             say(f"--- row\n{sample}")
 
@@ -128,11 +139,3 @@ def _bars(histogram: dict[int, int]) -> list[str]:
         f"{least:>12,} to {2 * least - 1:>11,}  {count:>11,}  {'#' * round(40 * count / most)}"
         for least, count in histogram.items()
     ]
-
-
-def _machine(shard: str) -> tuple[int, int]:
-    """ "2/8" as (1, 8)."""
-    match = re.fullmatch(r"(\d+)/(\d+)", shard)
-    if match and 1 <= int(match[1]) <= int(match[2]):
-        return int(match[1]) - 1, int(match[2])
-    raise UserError(f"shard={shard}: give i/n, from 1/n to n/n")

@@ -30,6 +30,7 @@ class LawOptions:
       level: of the intervals, 0 to 1.
       columns: other names of the columns in the file, as --columns.N params --columns.val loss/val.
       scale: other units of the columns in the file, as --scale.N 1e9.
+      unhealthy: take in runs whose training went wrong, by the table's column health.
     """
 
     law: str = "over_training"
@@ -37,12 +38,13 @@ class LawOptions:
     level: float = 0.9
     columns: Annotated[dict[str, str], _UNSHOWN] = dataclasses.field(default_factory=dict)
     scale: Annotated[dict[str, float], _UNSHOWN] = dataclasses.field(default_factory=dict)
+    unhealthy: bool = False
 
     def read(self, table: Path, dataset: str | None = None) -> "pd.DataFrame":
         """The rows of a records table, of one dataset if it is given."""
         from scaling_jax import records
 
-        rows = records.read(table, self.columns, self.scale)
+        rows = records.read(table, self.columns, self.scale, self.unhealthy)
         if dataset is None:
             return rows
         names = dataset_names(rows)

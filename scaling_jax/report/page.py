@@ -71,7 +71,7 @@ def _sections(
     yield markup.heading("Loss against compute")
     yield markup.image(images["reducible_loss"], "Reducible loss by token multiplier")
     yield markup.heading("Error against loss")
-    yield markup.image(images["error_against_loss"], "Next-token error against validation loss")
+    yield markup.image(images["error_against_loss"], "Error against validation loss")
     yield markup.heading("Fitted laws")
     yield markup.table(parameter_table(fits))
     warned = [(fit, warning) for fit in fits for warning in fit["warnings"]]

@@ -4,6 +4,7 @@ Each function takes the records table and the fitted laws and returns a matplotl
 laws were fitted to are filled circles, runs held out are open diamonds.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -40,17 +41,24 @@ def reducible_loss(table: pd.DataFrame, fits: Sequence[FittedLaw]) -> Figure:
 
 
 def error_against_loss(table: pd.DataFrame, fits: Sequence[FittedLaw]) -> Figure:
-    """Error against loss with the fitted error law (Gadre et al. 2024, eq. 5 and figure 3)."""
-    chosen = [fit for fit in fits if "loss" in fit]
-    figure, panels = _panels(chosen, "")
-    for axes, fit in zip(panels, chosen, strict=True):
-        rows = table[table["dataset"] == fit["dataset"]]
-        loss = fit.get("loss", "")
-        runs_by_model(axes, rows, (rows["role"] == "fit").to_numpy(), loss, fit["target"])
+    """Error against loss with the fitted error law (Gadre et al. 2024, eq. 5 and figure 3).
+
+    Grey bars are the 95 % bounds of each error, where the records have them.
+    """
+    by_panel: dict[tuple[str, str, str], list[FittedLaw]] = {}
+    for fit in fits:
+        if "loss" in fit:
+            by_panel.setdefault((fit["dataset"], fit["loss"], fit["target"]), []).append(fit)
+    figure, panels = _panels(list(by_panel), "")
+    for axes, ((dataset, loss, target), chosen) in zip(panels, by_panel.items(), strict=True):
+        rows = table[table["dataset"] == dataset]
+        _bounds(axes, rows, loss, target)
+        runs_by_model(axes, rows, (rows["role"] == "fit").to_numpy(), loss, target)
         x = np.linspace(*_range(rows[loss], 1.03), 100)
-        curve = laws.FORMS[fit["law"]].curve(fit["parameters"], loss=x)
-        axes.plot(x, curve, color="black", linewidth=1, label=f"{fit['law']} law")
-        axes.set(xlabel=f"{loss} (nats/token)", ylabel=fit["target"], title=fit["dataset"])
+        for fit, style in zip(chosen, itertools.cycle(("-", "--", ":")), strict=False):
+            curve = laws.FORMS[fit["law"]].curve(fit["parameters"], loss=x)
+            axes.plot(x, curve, style, color="black", linewidth=1, label=f"{fit['law']} law")
+        axes.set(xlabel=f"{loss} (nats/token)", ylabel=target, title=dataset)
         axes.legend(fontsize=7)
     return figure
 
@@ -115,6 +123,13 @@ def _panels(subjects: Sequence[object], ylabel: str) -> tuple[Figure, list[Axes]
     if not subjects:
         panels.pop().set_axis_off()
     return figure, panels
+
+
+def _bounds(axes: Axes, rows: pd.DataFrame, x: str, y: str) -> None:
+    """Bars from the low to the high bound of `y`."""
+    if f"{y}/low" in rows:
+        ends = rows[f"{y}/low"], rows[f"{y}/high"]
+        axes.vlines(rows[x], *ends, color="0.75", linewidth=1, zorder=1)
 
 
 def _range(values: pd.Series, margin: float = 1.0) -> tuple[float, float]:

@@ -2,18 +2,18 @@
 
 `fits.json` holds {"fits": [{"law", "dataset", "target", "parameters", "intervals", "warnings",
 "level", "held_out": [{"run", "params", "tokens", "predicted", "low", "high", "measured",
-"relative_error"}]}]}; error laws name the loss they read in "loss".
+"relative_error"}]}], "sha256"}; error laws name the loss they read in "loss".
 """
 
-import json
 import math
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 import pandas as pd
 
-from scaling_jax import atomic, laws, records
+from scaling_jax import laws, records, sealed
 from scaling_jax.config import LawsConfig
 from scaling_jax.errors import UserError
 
@@ -51,16 +51,21 @@ def fit_all(table: pd.DataFrame, config: LawsConfig) -> list[FittedLaw]:
     """Fits the laws of `config` to the rows in role `fit`, for each dataset and validation set.
 
     Loss laws predict every held-out run's loss; error laws predict its error from the loss that
-    the first loss law predicts for it, never from the measured one.
+    the first loss law predicts for it, never from the measured one: that on the run's own dataset
+    or, where this is no validation set, on the first one.
     """
-    sets = [
-        name.removeprefix("loss/") for name in records.targets(table) if name.startswith("loss/")
-    ]
+    losses = [name for name in records.targets(table) if name.startswith("loss/")]
     return [
         fitted
-        for dataset in sorted(table["dataset"].unique())
-        for name in sets
-        for fitted in _fit_set(table, str(dataset), name, config)
+        for dataset in sorted(map(str, table["dataset"].unique()))
+        for loss in losses
+        for fitted in _fit_loss(
+            table,
+            dataset,
+            loss,
+            config,
+            errors=loss == (f"loss/{dataset}" if f"loss/{dataset}" in losses else losses[0]),
+        )
     ]
 
 
@@ -105,14 +110,13 @@ def split(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 def in_distribution(fitted: FittedLaw) -> bool:
     """Whether a law is of the loss or error on the distribution that its runs were trained on."""
-    own = fitted["dataset"]
-    return fitted["target"] in (f"loss/{own}", records.next_token_error(own))
+    return fitted.get("loss", fitted["target"]) == f"loss/{fitted['dataset']}"
 
 
 def write(fits: Sequence[FittedLaw], path: Path) -> None:
     """Writes `fits` as JSON, atomically; a number that is not finite, which JSON lacks, is null."""
     content = {"fits": [_finite(fitted) for fitted in fits]}
-    atomic.write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+    sealed.write(path, content, indent=1)
 
 
 def _finite(value: Any) -> Any:
@@ -123,15 +127,21 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _fit_set(table: pd.DataFrame, dataset: str, name: str, config: LawsConfig) -> list[FittedLaw]:
+def _fit_loss(
+    table: pd.DataFrame, dataset: str, loss: str, config: LawsConfig, errors: bool
+) -> list[FittedLaw]:
+    """The laws of a loss and, if `errors`, those of errors that are predicted from it."""
     known, held_out = split(table[table["dataset"] == dataset])
-    target = f"loss/{name}"
-    loss_fits = [laws.fit(law, known, target=target) for law in config.loss]
+    loss_fits = [laws.fit(law, known, target=loss) for law in config.loss]
     fitted = [_describe(fit, fit, dataset, held_out, config.level) for fit in loss_fits]
-    for law in config.error if name == dataset else ():
-        error_fit = laws.fit(law, known, target=records.next_token_error(name), loss=target)
-        chain = laws.chained(loss_fits[0], error_fit)
-        fitted.append(_describe(error_fit, chain, dataset, held_out, config.level))
+    for target in config.error_columns(dataset) if errors else ():
+        if target not in table:
+            warnings.warn(f"no law of {target}: the records have no such column", stacklevel=2)
+            continue
+        for law in config.error:
+            error_fit = laws.fit(law, known, target=target, loss=loss, chance=config.chance)
+            chain = laws.chained(loss_fits[0], error_fit)
+            fitted.append(_describe(error_fit, chain, dataset, held_out, config.level))
     return fitted
 
 

@@ -13,6 +13,7 @@ import pandas as pd
 
 from scaling_jax import records
 from scaling_jax.errors import UserError, nearest
+from scaling_jax.testbeds.predictability import MARGIN, above_chance
 
 # Validation sets of the release, by a part of the path that it names them with.
 VALIDATION_SETS = {
@@ -26,7 +27,7 @@ VALIDATION_SETS = {
     "de-en/": "val_de-en_100",
 }
 # A task belongs to the 17-task split if a run of this size beats guessing by this much.
-SPLIT_MODEL, SPLIT_MARGIN = "d=576_l=24_h=8", 0.10
+SPLIT_MODEL, SPLIT_MARGIN = "d=576_l=24_h=8", MARGIN
 AVERAGES = ("error/average_46", "error/average_17")
 GRID_MULTIPLIER = 20
 # The keys of grid.json hold one device's batch: times 8 it is table 3's for the selected models.
@@ -139,11 +140,8 @@ def tasks_above_chance(
     Source: Gadre et al. 2024, section 3.4 (10 points: 17 tasks) and figure 8 (other margins).
     """
     runs = table[table["model"] == SPLIT_MODEL]
-    return [
-        task
-        for task in tasks.index
-        if (runs[f"error/{task}"] < tasks.loc[task, "chance_error"] - margin).any()
-    ]
+    chance = {str(task): float(error) for task, error in tasks["chance_error"].items()}
+    return above_chance(runs, chance, margin)
 
 
 def gadre2024_grid(folder: str | Path) -> pd.DataFrame:
@@ -366,7 +364,7 @@ def _load(path: Path) -> Any:
         raise UserError(f"{path}: no such file")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON ({error})") from error
 
 

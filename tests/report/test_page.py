@@ -5,7 +5,9 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.collections import LineCollection
 
+from scaling_jax import laws
 from scaling_jax.report import page, plots
 from scaling_jax.testbeds.analysis import FittedLaw, HeldOut
 
@@ -121,6 +123,22 @@ def test_points_lie_where_the_records_say():
     expected = table("text")
     np.testing.assert_allclose(np.sort(points[:, 0]), np.sort(expected["flops_6nd"]))
     np.testing.assert_allclose(np.sort(points[:, 1]), np.sort(expected["loss/text"] - 1.5))
+
+
+def test_laws_of_one_error_share_a_panel_with_the_runs_and_their_bounds():
+    rows = table("text")
+    for end, by in (("low", -0.02), ("high", 0.03)):
+        rows[f"error/next_token_text/{end}"] = rows["error/next_token_text"] + by
+    exponential = fits("text")[1]
+    sigmoid = fits("text")[1]
+    sigmoid["law"], sigmoid["parameters"] = "sigmoid", {"eps": 0.9, "l0": 1.8, "q": 0.5}
+    (axes,) = plots.error_against_loss(rows, [exponential, sigmoid]).axes
+    for line, fit in zip(axes.lines, (exponential, sigmoid), strict=True):
+        x, y = np.asarray(line.get_data())
+        np.testing.assert_allclose(y, laws.FORMS[fit["law"]].curve(fit["parameters"], loss=x))
+    (bars,) = [part for part in axes.collections if isinstance(part, LineCollection)]
+    ends = np.array([segment[:, 1] for segment in bars.get_segments()])
+    np.testing.assert_allclose(ends[:, 1] - ends[:, 0], 0.05)
 
 
 def test_a_report_without_laws_can_be_drawn():

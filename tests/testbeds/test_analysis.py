@@ -78,10 +78,40 @@ def test_errors_are_predicted_from_predicted_losses():
     assert fit["held_out"][0]["relative_error"] < 1e-3
 
 
+def test_error_laws_are_of_the_columns_that_the_config_names():
+    table = records_of_a_law().rename(columns={"error/next_token_a": "error/quiz"})
+    config = LawsConfig(loss=("over_training",), errors=("quiz",), chance=0.9)
+    fits = [fit for fit in analysis.fit_all(table, config) if "loss" in fit]
+    found = {fit["dataset"]: fit for fit in fits}
+    assert {name: (fit["loss"], fit["target"]) for name, fit in found.items()} == {
+        "a": ("loss/a", "error/quiz"),
+        "b": ("loss/b", "error/quiz"),
+    }
+    assert all(analysis.in_distribution(fit) for fit in fits)
+    assert found["a"]["parameters"] == pytest.approx({"eps": 0.9, "k": 1.5, "gamma": 0.8}, rel=1e-3)
+    assert found["a"]["intervals"]["eps"] == (0.9, 0.9)
+
+
+def test_error_laws_of_runs_on_no_validation_set_read_the_first_loss():
+    table = records_of_a_law().drop(columns=["loss/b", "error/next_token_b"])
+    config = LawsConfig(loss=("over_training",), errors=("next_token_a",))
+    fits = [fit for fit in analysis.fit_all(table, config) if "loss" in fit]
+    assert {(fit["dataset"], fit["loss"]) for fit in fits} == {("a", "loss/a"), ("b", "loss/a")}
+    assert [analysis.in_distribution(fit) for fit in fits] == [True, False]
+
+
+def test_an_error_that_no_run_has_is_warned_of():
+    with pytest.warns(UserWarning, match="no law of error/average_46: the records have no such"):
+        fits = analysis.fit_all(
+            records_of_a_law(), LawsConfig(loss=("over_training",), errors=("average_46",))
+        )
+    assert not [fit for fit in fits if "loss" in fit]
+
+
 def test_fits_are_written_as_json(fits, tmp_path):
     analysis.write(fits, tmp_path / "fits.json")
     content = json.loads((tmp_path / "fits.json").read_text())
-    assert set(content) == {"fits"}
+    assert set(content) == {"fits", "sha256"}
     for fit in content["fits"]:
         assert {"law", "dataset", "target", "parameters", "intervals", "held_out"} <= set(fit)
         assert set(fit["parameters"]) == set(fit["intervals"])

@@ -206,6 +206,10 @@ def test_everything_is_written_and_our_predictions_keep_their_promises(tmp_path)
     coverage = {r["predictions"]: r for r in results["beyond"]["beyond_coverage"]}
     assert coverage["losses, all 8"]["count"] == 48
     assert coverage["losses, all 8"]["covered"] >= 0.9 * 48
+    alone = [row for row in results["beyond"]["beyond_tasks"] if row["verdict"] != "near chance"]
+    assert len({row["task"] for row in alone}) == 17
+    held = [row["low"] <= row["measured"] <= row["high"] for row in alone]
+    assert sum(held) >= 0.7 * len(held)
     curves = {
         (r["targets"], r["law"], r["chosen_by"], r["share_of_paper"]): r
         for r in results["design"]["losses"]

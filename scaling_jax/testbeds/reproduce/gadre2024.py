@@ -225,6 +225,7 @@ def _beyond(
         "beyond_errors": beyond.compare_errors(truth, errors, table),
         "beyond_coverage": beyond.coverage(losses, errors, table),
         "beyond_error_predictions": errors,
+        "beyond_tasks": beyond.predict_tasks(table, tasks),
     }
     return found, beyond.held_out_table(truth, losses, errors)
 

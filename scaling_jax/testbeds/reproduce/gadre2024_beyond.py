@@ -11,11 +11,12 @@ import numpy as np
 import pandas as pd
 
 from scaling_jax import laws
-from scaling_jax.testbeds import published
+from scaling_jax.testbeds import predictability, published
 from scaling_jax.testbeds.reproduce.gadre2024_tables import LOSSES, MAIN_LOSS, SPLITS
 from scaling_jax.testbeds.reproduce.paper_laws import (
     EQUATION_4,
     EQUATION_5,
+    MODEL_7B,
     TRAIN_SETS,
     Problem,
     error_rows,
@@ -31,6 +32,15 @@ LEVEL = 0.9
 OURS, PAPER = "ours", "paper"
 FIT_SETS = {"with_1b": True, "without_1b": False}
 LossFits = Mapping[tuple[str, str], laws.Fit]
+
+
+def predict_tasks(table: pd.DataFrame, tasks: pd.DataFrame) -> pd.DataFrame:
+    """Each task alone at 6.9B, from table 1's runs and the 1.4B one: `predictability.by_task`."""
+    role = np.where(table["model"] == MODEL_7B, "held_out", "spare")
+    rows = table.assign(role=np.where(in_error_fit(table), "fit", role))
+    chance = {str(task): float(error) for task, error in tasks["chance_error"].items()}
+    method = predictability.Method(loss=MAIN_LOSS, level=LEVEL)
+    return predictability.by_task(rows, chance, method, model=published.SPLIT_MODEL)
 
 
 def chance_errors(table: pd.DataFrame, tasks: pd.DataFrame) -> dict[str, float]:
