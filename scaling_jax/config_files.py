@@ -77,12 +77,22 @@ def _read_yaml(path: Path, including: tuple[Path, ...] = ()) -> dict[str, Any]:
     if path in including:
         raise UserError(f"{path}: includes itself")
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except (yaml.YAMLError, UnicodeDecodeError, TypeError) as error:
+        content = _parse(path.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: a config is a mapping of keys to values")
     return {str(key): _include(value, path, including) for key, value in content.items()}
+
+
+def _parse(text: str) -> Any:
+    """What YAML says; ValueError, of any kind, for what is no YAML or nested too deeply."""
+    try:
+        return yaml.load(text, _Loader)  # nosec B506
+    except (yaml.YAMLError, TypeError) as error:
+        raise ValueError(error) from None
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def _include(value: Any, path: Path, including: tuple[Path, ...]) -> Any:
@@ -104,6 +114,6 @@ def _apply_override(content: dict[str, Any], override: str) -> None:
             raise UserError(f"override '{override}': '{section}' is a value, not a section")
         content = below
     try:
-        content[last] = yaml.load(text, _Loader)
-    except yaml.YAMLError:
+        content[last] = _parse(text)
+    except ValueError:
         raise UserError(f"override '{override}': the value is not valid YAML") from None
