@@ -30,6 +30,12 @@ hypothesis.settings.register_profile("no deadline", deadline=None)
 hypothesis.settings.load_profile("no deadline")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Nothing is read from the user's cache folder, or left there."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
 def write_split(folder: Path, documents: Iterable[Sequence[int]], shards: int, size: int) -> Shards:
     """Writes documents of given ids as a prepared split, dealt out to the shards in turn."""
     dtype = "u16" if size <= 1 << 16 else "u32"

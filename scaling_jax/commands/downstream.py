@@ -1,8 +1,6 @@
 """`scaling-jax evaluate RUN --tasks`: a run on downstream tasks."""
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +12,6 @@ if TYPE_CHECKING:
 
     from scaling_jax.evaluation.downstream import Report
     from scaling_jax.evaluation.tasks import TasksConfig
-    from scaling_jax.training.checkpoint import Restored
 
 
 def evaluate_tasks(
@@ -31,21 +28,19 @@ def evaluate_tasks(
     Raises:
       UserError: the tasks, their files, the run or its vocabulary are not what they should be.
     """
-    from scaling_jax import config as configs
     from scaling_jax import mesh as meshes
     from scaling_jax.data.run_vocabulary import run_vocabulary
     from scaling_jax.evaluation import downstream, prompt_cache
     from scaling_jax.evaluation import tasks as task_configs
     from scaling_jax.evaluation.model_scorer import TransformerScorer
     from scaling_jax.terminal import print_table, say
-    from scaling_jax.training import loop
+    from scaling_jax.training import checkpoint, loop
+    from scaling_jax.training.files import read_config
 
     asked = task_configs.load(tasks, overrides)
     folder = _data_folder(tasks, data)
     present, missing = task_configs.locate(task_configs.select(asked, only), folder)
-    if not (run / loop.CONFIG_FILE).is_file():
-        raise UserError(f"{run}: not the folder of a run: it holds no {loop.CONFIG_FILE}")
-    config = configs.load(configs.RunConfig, run / loop.CONFIG_FILE)
+    config = read_config(run)
     words = run_vocabulary(config, vocabulary)
     restored = loop.restore(config, run)
     for file, names in missing.items():
@@ -62,7 +57,7 @@ def evaluate_tasks(
         folder,
         words,
         TransformerScorer(config.model, restored.state["params"], mesh),
-        model=_fingerprint(restored),
+        model=checkpoint.content(restored.meta),
         kept=kept,
         cache=cache or prompt_cache.default_folder(),
         done=lambda name, result: say(f"{name}: {result.accuracy:.4f}"),
@@ -123,9 +118,3 @@ def _data_folder(tasks: str, data: Path | None) -> Path:
         f"tasks {tasks}: give --data, the folder that holds their files; data fetch icl gets those "
         "of gadre2024"
     )
-
-
-def _fingerprint(restored: "Restored") -> str:
-    """sha256 of a checkpoint's content."""
-    content = json.dumps(restored.meta["fingerprints"], sort_keys=True)
-    return hashlib.sha256(content.encode()).hexdigest()

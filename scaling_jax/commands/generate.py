@@ -37,18 +37,16 @@ def generate(
         training data.
     """
     # Not cpu.configure(): a row does not split over cores.
-    from scaling_jax import config as configs
     from scaling_jax.data.run_vocabulary import run_vocabulary
     from scaling_jax.models import decoding
     from scaling_jax.terminal import say
     from scaling_jax.training import loop
+    from scaling_jax.training.files import read_config
 
     sampling = decoding.Sampling(temperature, top_k, top_p)
     if samples < 1 or (samples > 1 and temperature == 0):
         raise UserError(f"samples={samples}: give 1 or more, and only 1 where temperature is 0")
-    if not (run / loop.CONFIG_FILE).is_file():
-        raise UserError(f"{run}: not the folder of a run: it holds no {loop.CONFIG_FILE}")
-    config = configs.load(configs.RunConfig, run / loop.CONFIG_FILE, overrides)
+    config = read_config(run, overrides)
     words = run_vocabulary(config, vocabulary)
     ids = words.encode(prompt)
     restored = loop.restore(config, run)

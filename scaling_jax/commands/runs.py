@@ -113,12 +113,12 @@ def _evaluate_validation(run: Path) -> None:
     cpu.configure()
     import pandas as pd
 
-    from scaling_jax import config as configs
     from scaling_jax.evaluation import validation
     from scaling_jax.terminal import print_table, say
     from scaling_jax.training import goodput, loop
+    from scaling_jax.training.files import read_config
 
-    config = configs.load(configs.RunConfig, run / loop.CONFIG_FILE)
+    config = read_config(run)
     compilation.keep()
     with goodput.spent(run, "restore"):
         restored = loop.restore(config, run)

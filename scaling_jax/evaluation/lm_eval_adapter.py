@@ -31,9 +31,7 @@ from lm_eval.utils import (  # pyright: ignore[reportMissingImports]
     make_disjoint_window,
 )
 
-from scaling_jax import config as configs
 from scaling_jax import mesh as meshes
-from scaling_jax.config import RunConfig
 from scaling_jax.data.run_vocabulary import run_vocabulary
 from scaling_jax.errors import UserError
 from scaling_jax.evaluation import scoring
@@ -43,6 +41,7 @@ from scaling_jax.evaluation.scoring import ChoiceScore
 from scaling_jax.models import decoding
 from scaling_jax.models.decoding import Sampling
 from scaling_jax.training import loop
+from scaling_jax.training.files import read_config
 
 # Rows that are generated together; one more sets their length.
 GENERATED = 15
@@ -81,9 +80,7 @@ class RunLM(TemplateLM):
     ):
         super().__init__()
         folder = Path(run)
-        if not (folder / loop.CONFIG_FILE).is_file():
-            raise UserError(f"{run}: not the folder of a run: it holds no {loop.CONFIG_FILE}")
-        config = configs.load(RunConfig, folder / loop.CONFIG_FILE)
+        config = read_config(folder)
         self._vocabulary = run_vocabulary(config, vocabulary)
         self._model = dataclasses.replace(config.model, compute_dtype="float32")
         self._params = loop.restore(config, folder).state["params"]

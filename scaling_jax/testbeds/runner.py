@@ -7,8 +7,6 @@ Any number of processes may run one testbed: each run belongs to the one that ha
 """
 
 import dataclasses
-import hashlib
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -26,6 +24,7 @@ from scaling_jax.models import counting
 from scaling_jax.testbeds.grid import PlannedRun
 from scaling_jax.training import checkpoint, distributed, goodput, loop
 from scaling_jax.training.checkpoint import Curve
+from scaling_jax.training.files import CHECKPOINT_FOLDER
 from scaling_jax.training.loop import Progress
 
 RECORDS_FILE = "records.csv"
@@ -95,7 +94,7 @@ def status(run: PlannedRun, out: Path) -> RunStatus:
     Raises:
       UserError: the newest checkpoint is damaged.
     """
-    folder = run.folder(out) / loop.CHECKPOINT_FOLDER
+    folder = run.folder(out) / CHECKPOINT_FOLDER
     step, branched_at = checkpoint.latest_step(folder), run.shared_steps
     if step is not None:
         branched_at = checkpoint.read_meta(folder).get("branched_at", 0)
@@ -145,7 +144,8 @@ def train_and_evaluate(
     validation.write(scores, folder, trained.budget.steps)
     if tasks is not None:
         step, params = trained.budget.steps, trained.state["params"]
-        run_tasks.evaluate(tasks, config, folder, step, params, _content(folder))
+        model = checkpoint.content(checkpoint.read_meta(folder / CHECKPOINT_FOLDER))
+        run_tasks.evaluate(tasks, config, folder, step, params, model)
     return scores
 
 
@@ -247,7 +247,7 @@ def _same_everywhere(table: pd.DataFrame, column: str) -> bool:
 
 def curves(runs: Sequence[PlannedRun], out: Path) -> dict[str, Curve]:
     """The loss curve of each run that has a checkpoint, by the run's name."""
-    folders = {run.name: run.folder(out) / loop.CHECKPOINT_FOLDER for run in runs}
+    folders = {run.name: run.folder(out) / CHECKPOINT_FOLDER for run in runs}
     return {
         name: checkpoint.read_curve(folder)
         for name, folder in folders.items()
@@ -304,7 +304,7 @@ def _finish(
     if known is not None:
         return FinishedRun(run, known, now=False)
     folder = run.folder(out)
-    unstarted = checkpoint.latest_step(folder / loop.CHECKPOINT_FOLDER) is None
+    unstarted = checkpoint.latest_step(folder / CHECKPOINT_FOLDER) is None
     if unstarted and run.trunk in left and not _trunk_is_there(run, out):
         return None
     claim = watcher.take(folder)
@@ -330,15 +330,9 @@ def _errors(run: PlannedRun, out: Path) -> dict[str, float]:
     return run_tasks.columns(kept) if kept else {}
 
 
-def _content(folder: Path) -> str:
-    """sha256 that names what the newest checkpoint of the run in `folder` holds."""
-    fingerprints = checkpoint.read_meta(folder / loop.CHECKPOINT_FOLDER)["fingerprints"]
-    return hashlib.sha256(json.dumps(fingerprints, sort_keys=True).encode()).hexdigest()
-
-
 def _training(run: PlannedRun, out: Path) -> dict[str, int | str]:
     """What the run's checkpoint says of its training; nothing where there is none any more."""
-    folder = run.folder(out) / loop.CHECKPOINT_FOLDER
+    folder = run.folder(out) / CHECKPOINT_FOLDER
     if checkpoint.latest_step(folder) is None:
         return {}
     meta = checkpoint.read_meta(folder)
@@ -358,7 +352,7 @@ def _config(run: PlannedRun, out: Path, branches: bool) -> RunConfig:
 def _trunk_is_there(run: PlannedRun, out: Path) -> bool:
     """Whether the steps that `run` shares with its trunk are saved there."""
     assert run.trunk is not None
-    return run.shared_steps in checkpoint.steps(run.trunk.folder(out) / loop.CHECKPOINT_FOLDER)
+    return run.shared_steps in checkpoint.steps(run.trunk.folder(out) / CHECKPOINT_FOLDER)
 
 
 def _scores(run: PlannedRun, out: Path) -> validation.Scores | None:

@@ -8,14 +8,13 @@ the same devices, with the very bits of the same run trained from step 0.
 
 from pathlib import Path
 
-from scaling_jax import config as configs
 from scaling_jax.config import RunConfig
 from scaling_jax.errors import UserError
 from scaling_jax.training import budget as budgets
 from scaling_jax.training import checkpoint
 from scaling_jax.training.budget import Budget
 from scaling_jax.training.checkpoint import Checkpoints, Meta, Restored
-from scaling_jax.training.files import CHECKPOINT_FOLDER, CONFIG_FILE
+from scaling_jax.training.files import CHECKPOINT_FOLDER, read_config
 from scaling_jax.training.state import TrainState
 
 
@@ -35,9 +34,7 @@ def restore(config: RunConfig, budget: Budget, layout: TrainState, data_sha256: 
     """
     assert config.branch_from is not None  # asked for only then
     trunk = Path(config.branch_from)
-    if not (trunk / CONFIG_FILE).is_file():
-        raise UserError(f"branch_from {trunk}: not the folder of a run: it holds no {CONFIG_FILE}")
-    other = configs.load(RunConfig, trunk / CONFIG_FILE)
+    other = read_config(trunk)
     _check_first_steps(config, other, trunk)
     shared = min(budget.decay_start, budgets.plan(other).decay_start)
     saved = checkpoint.steps(trunk / CHECKPOINT_FOLDER)

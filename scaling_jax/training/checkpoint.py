@@ -9,7 +9,9 @@ one before it is used. Files that play no part in what is restored may be damage
 import contextlib
 import dataclasses
 import errno
+import hashlib
 import importlib.metadata
+import json
 import logging
 import shutil
 import zlib
@@ -195,6 +197,11 @@ def read_meta(folder: Path) -> Meta:
     newest = folder / str(latest_step(folder))
     with _refusing(newest), _naming(newest / "meta"):
         return _read_meta(newest)
+
+
+def content(meta: Meta) -> str:
+    """sha256 that names what a checkpoint holds."""
+    return hashlib.sha256(json.dumps(meta["fingerprints"], sort_keys=True).encode()).hexdigest()
 
 
 def read_curve(folder: Path) -> Curve:

@@ -23,6 +23,7 @@ from scaling_jax.errors import UserError
 from scaling_jax.models.transformer import Params
 from scaling_jax.training import checkpoint, loop, optimizer, state
 from scaling_jax.training.checkpoint import Checkpoints
+from scaling_jax.training.files import CHECKPOINT_FOLDER, CONFIG_FILE, read_config
 from scaling_jax.training.state import TrainState
 
 UNKNOWN = "unknown"
@@ -105,8 +106,8 @@ def write(
     # Orbax cannot keep arrays of no size, so the curve is one row that knows its step only.
     curve = {"step": np.asarray([step], np.int64)}
     with atomic.new_folder(folder) as made:
-        configs.write(config, made / loop.CONFIG_FILE)
-        with Checkpoints(made / loop.CHECKPOINT_FOLDER, config.checkpoint.keep) as checkpoints:
+        configs.write(config, made / CONFIG_FILE)
+        with Checkpoints(made / CHECKPOINT_FOLDER, config.checkpoint.keep) as checkpoints:
             checkpoints.save(placed, curve, meta)
 
 
@@ -122,7 +123,7 @@ def read(folder: Path) -> tuple[RunConfig, checkpoint.Restored]:
     Raises:
       UserError: the folder is not that of a run, or has no good checkpoint.
     """
-    config = configs.load(RunConfig, folder / loop.CONFIG_FILE)
+    config = read_config(folder)
     return config, loop.restore(config, folder)
 
 

@@ -12,37 +12,25 @@ aside.
 
 import collections
 import dataclasses
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 
-from scaling_jax import config as configs
 from scaling_jax import mesh as meshes
 from scaling_jax.config import RunConfig
-from scaling_jax.data.batches import Batches
 from scaling_jax.data.feed import Feed
 from scaling_jax.errors import Interrupted, UserError
-from scaling_jax.training import (
-    branch,
-    checkpoint,
-    distributed,
-    health,
-    interrupt,
-    optimizer,
-    state,
-    step,
-)
 from scaling_jax.training import budget as budgets
+from scaling_jax.training import checkpoint, health, interrupt, optimizer, state, step
 from scaling_jax.training.budget import Budget
 from scaling_jax.training.checkpoint import Checkpoints, Curve
-from scaling_jax.training.curve import STEPS_IN_FLIGHT, GrowingCurve
-from scaling_jax.training.files import CHECKPOINT_FOLDER, CONFIG_FILE, TENSORBOARD_FOLDER
-from scaling_jax.training.goodput import Clock
+from scaling_jax.training.curve import STEPS_IN_FLIGHT
+from scaling_jax.training.files import CHECKPOINT_FOLDER, TENSORBOARD_FOLDER
 from scaling_jax.training.journal import Journal, Progress
+from scaling_jax.training.open_run import OpenRun, check_same
 from scaling_jax.training.profiling import Tracer, Window
 from scaling_jax.training.state import TrainState
 
@@ -80,120 +68,70 @@ def train(
       NonFiniteLossError: naming the step.
       Interrupted: after saving, on Ctrl-C or SIGTERM.
     """
-    mine = folder if distributed.is_first() else None
-    with Clock(mine, started=started) as clock:
-        return _train(config, folder, mine, report, check, profile, clock)
-
-
-def _train(
-    config: RunConfig,
-    folder: Path,
-    mine: Path | None,
-    report: Callable[[Progress], None],
-    check: Callable[[], None],
-    profile: Window | None,
-    clock: Clock,
-) -> TrainedRun:
-    """`train` by the `clock`; what the first process alone writes goes to `mine`."""
-    budget = budgets.plan(config)
     if profile:
-        profile.check(0, budget.steps)
+        profile.check(0, budgets.plan(config).steps)
     mesh = meshes.make_mesh(config.mesh)
-    batches = open_batches(config, budget)
     guarded = health.guarded(config.health)
     run_step = step.compiled(config.model, config.batch_size, config.microbatches, mesh, guarded)
-    layout = state.abstract(config.model, mesh)
-    identity = {"identity": config.identity, "data_sha256": batches.sha256}
-    distributed.check_same("config or data", str(identity))
-    saved = folder / CHECKPOINT_FOLDER
-    trunk = None
-    if config.branch_from is not None and checkpoint.latest_step(saved) is None:
-        with clock.within("restore"):
-            trunk = branch.restore(config, budget, layout, batches.sha256)
-
-    with Checkpoints(saved, config.checkpoint.keep, always=[budget.decay_start]) as checkpoints:
-        with clock.within("restore"):
-            known = trunk or checkpoints.restore_latest(
-                layout, lambda meta: check_same(meta, identity, folder)
-            )
-        if known:
-            current, curve = known.state, GrowingCurve(config.health, known.curve)
-        else:
-            current, curve = (
-                state.create(config.model, config.seed, mesh),
-                GrowingCurve(config.health),
-            )
+    with OpenRun(config, folder, mesh, check, started) as run:
         if profile:
-            profile.check(len(curve), budget.steps)
-        if trunk:
-            branched_at = len(curve)
-        else:
-            branched_at = known.meta.get("branched_at", 0) if known else 0
-            if len(curve) == budget.steps:
-                return TrainedRun(current, curve.arrays(), budget, branched_at)
-        if mine:
-            configs.write(config, mine / CONFIG_FILE)
-            clock.begin()
-        meta = identity | {"config": dataclasses.asdict(config), "branched_at": branched_at}
+            profile.check(len(run.curve), run.budget.steps)
+        if not run.over(len(run.curve)):
+            with Tracer(profile, folder / TENSORBOARD_FOLDER) as tracer:
+                _train_on(run, run_step, mesh, check, report, tracer)
+    return TrainedRun(run.state, run.curve.arrays(), run.budget, run.branched_at)
 
-        def save() -> None:
-            check()
-            arrays = curve.arrays()
-            position = {
-                "next_row": len(curve) * config.batch_size,
-                "unique_tokens": batches.unique_tokens(len(curve)),
-                "health": health.describe(arrays),
-            }
-            with clock.within("checkpoint"):
-                checkpoints.save(current, arrays, meta | position)
 
-        if trunk:  # from here on the run needs it no more
-            save()
-        # Placed once: as Python numbers they would travel to every device at every step.
-        replicated = meshes.sharding(mesh, ())
-        hyper = optimizer.hyperparameters(config, budget)
-        hyper = jax.tree.map(lambda number: _place(number, replicated), hyper)
-        rows = meshes.sharding(mesh, ("batch", "length"))
-        with (
-            Feed(batches, rows, range(len(curve), budget.steps)) as feed,
-            Journal(mine, config, budget, curve, feed, report) as journal,
-            Tracer(profile, folder / TENSORBOARD_FOLDER) as tracer,
-            interrupt.noticing() as stop,
-        ):
-            in_flight: collections.deque[step.Metrics] = collections.deque()
+def _train_on(
+    run: OpenRun,
+    run_step: step.TrainStep,
+    mesh: Mesh,
+    check: Callable[[], None],
+    report: Callable[[Progress], None],
+    tracer: Tracer,
+) -> None:
+    """Trains `run` from where its curve ends to its last step, or until it is asked to stop."""
+    config, budget, curve, clock = run.config, run.budget, run.curve, run.clock
+    # Placed once: as Python numbers they would travel to every device at every step.
+    replicated = meshes.sharding(mesh, ())
+    hyper = optimizer.hyperparameters(config, budget)
+    hyper = jax.tree.map(lambda number: _place(number, replicated), hyper)
+    rows = meshes.sharding(mesh, ("batch", "length"))
+    with (
+        Feed(run.batches, rows, range(len(curve), budget.steps)) as feed,
+        Journal(run.mine, config, budget, curve, feed, report) as journal,
+        interrupt.noticing() as stop,
+    ):
+        in_flight: collections.deque[step.Metrics] = collections.deque()
 
-            def collect(limit: int) -> None:
-                while len(in_flight) > limit:
-                    check()
-                    journal.write(curve.append(jax.device_get(in_flight.popleft()), budget))
+        def collect(limit: int) -> None:
+            while len(in_flight) > limit:
+                check()
+                journal.write(curve.append(jax.device_get(in_flight.popleft()), budget))
 
-            first = len(curve) + 1
-            for done, batch in enumerate(clock.waiting("data", feed), start=first):
-                if config.health.spike == "skip":
-                    hyper = hyper._replace(loss_limit=_place(curve.loss_limit(done), replicated))
-                lost = done <= journal.reached
-                clock.enter("compile" if done == first else "repeated" if lost else "training")
-                with tracer.before(done):
-                    current, metrics = run_step(current, batch, hyper)
-                clock.enter("repeated" if lost else "training")
-                in_flight.append(metrics)
-                # Reading the metrics of earlier steps only keeps the devices busy meanwhile.
-                collect(0 if tracer.ends_with(done) else STEPS_IN_FLIGHT)
-                tracer.after(done)
-                stop.look()
-                every = config.checkpoint.every_steps
-                due = done in (budget.decay_start, budget.steps)
-                if stop.asked or due or (every and done % every == 0):
-                    collect(0)
-                    save()
-                    # Only here: a request that comes after the line above is for the next step.
-                    if stop.asked:
-                        assert stop.signal is not None
-                        raise Interrupted(
-                            f"stopped and saved after step {done} of {budget.steps}", stop.signal
-                        )
-            clock.enter("checkpoint")  # whose writing in the background is waited for
-    return TrainedRun(current, curve.arrays(), budget, branched_at)
+        first = len(curve) + 1
+        for done, batch in enumerate(clock.waiting("data", feed), start=first):
+            if config.health.spike == "skip":
+                hyper = hyper._replace(loss_limit=_place(curve.loss_limit(done), replicated))
+            lost = done <= journal.reached
+            clock.enter("compile" if done == first else "repeated" if lost else "training")
+            with tracer.before(done):
+                run.state, metrics = run_step(run.state, batch, hyper)
+            clock.enter("repeated" if lost else "training")
+            in_flight.append(metrics)
+            # Reading the metrics of earlier steps only keeps the devices busy meanwhile.
+            collect(0 if tracer.ends_with(done) else STEPS_IN_FLIGHT)
+            tracer.after(done)
+            stop.look()
+            if stop.asked or run.due(done):
+                collect(0)
+                run.save(run.state)
+                # Only here: a request that comes after the line above is for the next step.
+                if stop.asked:
+                    assert stop.signal is not None
+                    raise Interrupted(
+                        f"stopped and saved after step {done} of {budget.steps}", stop.signal
+                    )
 
 
 def restore(config: RunConfig, folder: Path) -> checkpoint.Restored:
@@ -217,32 +155,3 @@ def restore(config: RunConfig, folder: Path) -> checkpoint.Restored:
 def _place(number: float, sharding: NamedSharding) -> jax.Array:
     """A number on every device; jax.device_put would ask all processes whether it is the same."""
     return jax.make_array_from_callback((), sharding, lambda _: np.float32(number))
-
-
-def open_batches(config: RunConfig, budget: Budget) -> Batches:
-    """The training data of `config`; warns when the budget needs a part more than once."""
-    batches = Batches.open(config)
-    often = [
-        f"{part if config.data.mixture else 'the data'} {times:.2f} times"
-        for part, times in batches.epochs(budget.steps).items()
-        if times > 1
-    ]
-    if often:
-        repeats = budget.tokens - batches.unique_tokens(budget.steps)
-        warnings.warn(
-            f"{config.data.dataset}: {budget.tokens:,} tokens need {', '.join(often)}: "
-            f"{repeats:,} of them are repeats",
-            stacklevel=3,
-        )
-    return batches
-
-
-def check_same(meta: checkpoint.Meta, identity: dict[str, str], folder: Path) -> None:
-    """Raises a UserError if a checkpoint is of another run or of other data."""
-    what = {"identity": "another run (its config differs)", "data_sha256": "other token shards"}
-    for key, value in identity.items():
-        if meta.get(key) != value:
-            raise UserError(
-                f"{folder}: its checkpoint belongs to {what[key]}: "
-                f"{key} {meta.get(key)} there, {value} here; give another folder"
-            )

@@ -24,7 +24,7 @@ from scaling_jax.claims import Claim, Watcher
 from scaling_jax.config import RunConfig
 from scaling_jax.data.row_feed import RowFeed
 from scaling_jax.errors import HeldError, Interrupted, NonFiniteLossError, UserError
-from scaling_jax.training import distributed, interrupt, optimizer
+from scaling_jax.training import interrupt, optimizer
 from scaling_jax.training.curve import STEPS_IN_FLIGHT
 from scaling_jax.training.journal import Journal, Progress
 from scaling_jax.training.open_run import OpenRun
@@ -210,7 +210,7 @@ class _Run:
                 self._rows = iter(run.clock.waiting("data", feed))
                 self._journal = opened.enter_context(
                     Journal(
-                        job.folder if distributed.is_first() else None,
+                        run.mine,
                         job.config,
                         run.budget,
                         run.curve,
