@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 HERE = Path(__file__).parent
 SUPERVISOR = HERE / "supervise.sh"
@@ -31,13 +32,14 @@ POLL_SECONDS = 30.0
 # States of a queued resource: these end it, and it has to be deleted before it is asked for again.
 ENDED = ("SUSPENDED", "FAILED")
 
+# What each argument looks like, and an example.
 PATTERNS = {
-    "name": r"[a-z]([a-z0-9-]{0,60}[a-z0-9])?",
-    "zone": r"[a-z]+-[a-z]+[0-9]+-[a-z]",
-    "project": r"([a-z][a-z0-9.-]{0,60}[a-z0-9]:)?[a-z][a-z0-9-]{4,28}[a-z0-9]",
-    "accelerator_type": r"v[0-9]+[a-z]*-[0-9]+",
-    "runtime_version": r"[a-z][a-z0-9.-]{0,62}",
-    "bucket": r"[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]",
+    "name": (r"[a-z]([a-z0-9-]{0,60}[a-z0-9])?", "my-tpu"),
+    "zone": (r"[a-z]+-[a-z]+[0-9]+-[a-z]", "us-east5-a"),
+    "project": (r"([a-z][a-z0-9.-]{0,60}[a-z0-9]:)?[a-z][a-z0-9-]{4,28}[a-z0-9]", "my-project"),
+    "accelerator_type": (r"v[0-9]+[a-z]*-[0-9]+", "v5litepod-16"),
+    "runtime_version": (r"[a-z][a-z0-9.-]{0,62}", "v2-alpha-tpuv5-lite"),
+    "bucket": (r"[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]", "my-bucket"),
 }
 
 
@@ -216,6 +218,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}\n")
+
+
 def _parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("name", type=_checked("name"), help="of the queued resource")
@@ -225,7 +234,7 @@ def _parser() -> argparse.ArgumentParser:
     common.add_argument("--dry_run", action="store_true", help="print the commands only")
 
     description, _, rest = (__doc__ or "").partition("\n")
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="tpu_vm.py",
         description=description,
         epilog=rest,
@@ -258,8 +267,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _checked(kind: str) -> Callable[[str], str]:
     def check(text: str) -> str:
-        if not re.fullmatch(PATTERNS[kind], text):
-            raise argparse.ArgumentTypeError(f"{text!r} is not a {kind.replace('_', ' ')}")
+        pattern, example = PATTERNS[kind]
+        if not re.fullmatch(pattern, text):
+            what = kind.replace("_", " ")
+            raise argparse.ArgumentTypeError(f"{text!r} is not a valid {what}, such as {example}")
         return text
 
     return check

@@ -14,7 +14,7 @@ import math
 import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 
@@ -22,13 +22,14 @@ import yaml
 FINAL_CODES = (1, 2)
 RESTARTS = 1000
 
+# What each argument looks like, and an example.
 PATTERNS = {
-    "name": r"[a-z]([a-z0-9-]{0,50}[a-z0-9])?",
-    "image": r"[a-z0-9][A-Za-z0-9._/:@-]{1,254}",
-    "bucket": r"[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]",
-    "accelerator": r"tpu[a-z0-9-]{1,40}",
-    "topology": r"[1-9][0-9]{0,2}(x[1-9][0-9]{0,2}){1,2}",
-    "service_account": r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?",
+    "name": (r"[a-z]([a-z0-9-]{0,50}[a-z0-9])?", "my-run"),
+    "image": (r"[a-z0-9][A-Za-z0-9._/:@-]{1,254}", "us-docker.pkg.dev/my-project/my/image:1"),
+    "bucket": (r"[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]", "my-bucket"),
+    "accelerator": (r"tpu[a-z0-9-]{1,40}", "tpu-v5-lite-podslice"),
+    "topology": (r"[1-9][0-9]{0,2}(x[1-9][0-9]{0,2}){1,2}", "4x4"),
+    "service_account": (r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?", "my-account"),
 }
 
 Manifest = dict[str, Any]
@@ -179,6 +180,13 @@ def _on_final_codes(action: str) -> Manifest:
     return {"action": action, "onExitCodes": codes}
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}\n")
+
+
 def _parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("name", type=_checked("name"))
@@ -190,7 +198,7 @@ def _parser() -> argparse.ArgumentParser:
     common.add_argument("--service_account", type=_checked("service_account"), default="default")
     common.add_argument("--spot", action="store_true", help="cheap, may be preempted")
     description, _, rest = (__doc__ or "").partition("\n")
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="manifest.py",
         description=description,
         epilog=rest,
@@ -209,8 +217,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _checked(kind: str) -> Callable[[str], str]:
     def check(text: str) -> str:
-        if not re.fullmatch(PATTERNS[kind], text):
-            raise argparse.ArgumentTypeError(f"{text!r} is not a {kind.replace('_', ' ')}")
+        pattern, example = PATTERNS[kind]
+        if not re.fullmatch(pattern, text):
+            what = kind.replace("_", " ")
+            raise argparse.ArgumentTypeError(f"{text!r} is not a valid {what}, such as {example}")
         return text
 
     return check

@@ -178,13 +178,13 @@ def test_the_bucket_is_mounted_without_caches():
     ("words", "said"),
     [
         (["run", "my-run", *PLACE, *SLICE, "4x4"], "give the command after --"),
-        (["run", "My_Run", *PLACE, *SLICE, "4x4", "--", "true"], "'My_Run' is not a name"),
-        (["run", "a", *PLACE, *SLICE, "4by4", "--", "true"], "is not a topology"),
+        (["run", "My_Run", *PLACE, *SLICE, "4x4", "--", "true"], "'My_Run' is not a valid name"),
+        (["run", "a", *PLACE, *SLICE, "4by4", "--", "true"], "is not a valid topology"),
         (["run", "a", *PLACE, *SLICE, "3x3", "--", "true"], "9 chips are not whole hosts of 4"),
         (["run", "a", *PLACE, *SLICE, "4x4", "--slices", "0", "--", "true"], "give 1 to"),
         (["testbed", "a", *PLACE, *SLICE, "4x4", "--", "true"], "a testbed's worker has one host"),
         (["run", "a", *PLACE[:2], *SLICE, "4x4", "--", "true"], "--bucket"),
-        (["run", "a", "--image", "x; rm", *PLACE[2:], *SLICE, "2x2", "--", "a"], "not a image"),
+        (["run", "a", "--image", "x; rm", *PLACE[2:], *SLICE, "2x2", "--", "a"], "not a valid image"),
         (["run", "a", *PLACE, "--accelerator", "tpu\nx: y", *SLICE[2:], "2x2"], "accelerator"),
     ],
 )
