@@ -111,6 +111,8 @@ def _is_aftermath(error: BaseException | None) -> bool:
 
 
 def _show_warning(message: Warning | str, *_: object) -> None:
+    if "was never awaited" in str(message):  # by a library that an error has stopped half-way
+        return
     print(f"warning: {message}", file=sys.stderr)
 
 

@@ -22,9 +22,11 @@ columns are:
 """
 
 import hashlib
+import json
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -76,10 +78,10 @@ def read(
         elif path.suffix == ".parquet":
             table = pd.read_parquet(path)
         elif path.suffix == ".json":
-            table = pd.read_json(path, orient="records")
+            table = pd.DataFrame(_json_rows(path))
         else:
             raise UserError(f"{path}: a records table ends in one of {', '.join(SUFFIXES)}")
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise UserError(f"{path}: not a readable table ({str(error).splitlines()[0]})") from error
     table = _renamed(_scaled(table, scale or {}, str(path)), columns or {}, str(path))
     table = check(table, source=str(path))
@@ -221,6 +223,14 @@ def _warn_if_changed(path: Path) -> None:
 
 def _signature(path: Path) -> Path:
     return path.with_name(f"{path.name}.sha256")
+
+
+def _json_rows(path: Path) -> list[dict[str, Any]]:
+    """Raises a ValueError unless the file is a list of objects, one a row."""
+    rows = json.loads(path.read_bytes())
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ValueError("it is no list of objects, one a row")
+    return rows
 
 
 def _sha256(path: Path) -> str:
