@@ -226,7 +226,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    common = argparse.ArgumentParser(add_help=False)
+    common = _Parser(add_help=False)
     common.add_argument("name", type=_checked("name"), help="of the queued resource")
     common.add_argument("--zone", type=_checked("zone"), required=True)
     common.add_argument("--project", type=_checked("project"), required=True)

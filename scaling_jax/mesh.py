@@ -98,6 +98,12 @@ def free_axes(name: str) -> tuple[str, ...]:
     return tuple(axis for axis in RULES[name] or () if axis in _free(mesh) and mesh.shape[axis] > 1)
 
 
+def free_parts(name: str) -> int:
+    """Into how many parts the `free_axes` split axis `name`."""
+    sizes = jax.sharding.get_abstract_mesh().shape
+    return math.prod(sizes[axis] for axis in free_axes(name))
+
+
 def on_each_device(
     function: Callable[..., Any], inputs: Sequence[Sequence[str]], outputs: Any
 ) -> Callable[..., Any]:

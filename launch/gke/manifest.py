@@ -188,7 +188,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    common = argparse.ArgumentParser(add_help=False)
+    common = _Parser(add_help=False)
     common.add_argument("name", type=_checked("name"))
     common.add_argument("--image", type=_checked("image"), required=True, help="has the project")
     common.add_argument("--bucket", type=_checked("bucket"), required=True)

@@ -39,3 +39,9 @@ def flops_model_per_token(model: ModelConfig) -> float:
     weights += model.vocabulary_size * width
     attention = model.layers * 2 * width * (model.sequence_length + 1) / 2
     return 3.0 * 2.0 * (weights + attention)
+
+
+def activations_per_token(model: ModelConfig) -> int:
+    """Numbers that the forward pass makes of a token in one layer, half of the scores included."""
+    scores = model.heads * model.sequence_length // 2
+    return 10 * model.width + 3 * model.hidden_width + scores

@@ -1,4 +1,4 @@
-"""Which code computes attention and the gradients of weights: the one place that knows platforms.
+"""What suits each platform, in how to compute a step: the one place that knows platforms.
 
 On TPU attention is the splash kernel (`scaling_jax.models.tpu_kernels`), on GPU cuDNN's; neither
 ever holds all scores. XLA's compiler for CPU loses time on the plain forms, above all in their
@@ -9,6 +9,7 @@ numbers up to rounding.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 
 import jax
@@ -25,11 +26,13 @@ LONGEST_WHOLE = 2048
 
 @dataclasses.dataclass(frozen=True)
 class Kernels:
-    """The operations that take nearly all of a step's time.
+    """The operations that take nearly all of a step's time, and how much is done at once.
 
     Attributes:
       attention: query, key, value -> what each position has mixed from itself and those before it.
       weight_gradient: x, d loss / d y and a type -> d loss / d w, in that type, where y = x w.
+      most_activations: numbers that a device should make in one layer at a time; a batch that makes
+        more is done in parts, so that what a layer writes is still in the cache when it is read.
     """
 
     attention: Callable[[Heads, Heads, Heads], Heads]
@@ -37,6 +40,7 @@ class Kernels:
         [Float[Array, "*batch width"], Float[Array, "..."], DTypeLike],
         Float[Array, "width *out"],
     ]
+    most_activations: float = math.inf
 
 
 def chosen() -> Kernels:
@@ -70,6 +74,10 @@ PLAIN = Kernels(
     attention=functools.partial(jax.nn.dot_product_attention, is_causal=True),
     weight_gradient=_weight_gradient,
 )
-CPU = Kernels(attention=_cpu_attention, weight_gradient=cpu_kernels.weight_gradient)
+CPU = Kernels(
+    attention=_cpu_attention,
+    weight_gradient=cpu_kernels.weight_gradient,
+    most_activations=2**22,  # 16 MB in float32
+)
 GPU = Kernels(attention=_gpu_attention, weight_gradient=_weight_gradient)
 TPU = Kernels(attention=tpu_kernels.attention, weight_gradient=_weight_gradient)

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float32, Int
 from scaling_jax import mesh as meshes
 from scaling_jax.config import ModelConfig
 from scaling_jax.errors import UserError
-from scaling_jax.models import head, transformer
+from scaling_jax.models import counting, head, kernels, transformer
 from scaling_jax.models.transformer import Params
 from scaling_jax.training import distributed, optimizer
 from scaling_jax.training.optimizer import Hyperparameters
@@ -125,7 +125,11 @@ def _jitted(
 def _mean_gradient(
     model: ModelConfig, microbatches: int, params: Params, rows: Rows, hyper: Hyperparameters
 ) -> tuple[tuple[Array, Array], Params]:
-    """Mean losses and gradient over the batch, in `microbatches` equal parts one after another."""
+    """Mean losses and gradient over the batch, in equal parts one after another.
+
+    There are `microbatches` of them, or a multiple where that is faster.
+    """
+    microbatches *= _parts_of(model, rows.shape[0] // microbatches)
 
     def losses(params: Params, rows: Rows) -> tuple[Array, tuple[Array, Array]]:
         bound = transformer.bind(model, params)
@@ -148,3 +152,14 @@ def _mean_gradient(
 
     total, _ = jax.lax.scan(add, zero, split)
     return jax.tree.map(lambda leaf: leaf / microbatches, total)
+
+
+def _parts_of(model: ModelConfig, batch_size: int) -> int:
+    """Into how many parts a microbatch is split, so that the platform works on as much as it likes.
+
+    Each holds as many rows of every device.
+    """
+    rows = batch_size // meshes.free_parts("batch")
+    made = rows * model.sequence_length * counting.activations_per_token(model)
+    wanted = min(made / kernels.chosen().most_activations, rows)
+    return next(parts for parts in range(1, rows + 1) if rows % parts == 0 and parts >= wanted)

@@ -184,7 +184,7 @@ def test_the_bucket_is_mounted_without_caches():
         (["run", "a", *PLACE, *SLICE, "4x4", "--slices", "0", "--", "true"], "give 1 to"),
         (["testbed", "a", *PLACE, *SLICE, "4x4", "--", "true"], "a testbed's worker has one host"),
         (["run", "a", *PLACE[:2], *SLICE, "4x4", "--", "true"], "--bucket"),
-        (["run", "a", "--image", "x; rm", *PLACE[2:], *SLICE, "2x2", "--", "a"], "not a valid image"),
+        (["run", "a", "--image", "x; rm", *PLACE[2:], *SLICE, "2x2", "--", "a"], "a valid image"),
         (["run", "a", *PLACE, "--accelerator", "tpu\nx: y", *SLICE[2:], "2x2"], "accelerator"),
     ],
 )

@@ -6,7 +6,7 @@ import pytest
 
 from scaling_jax import mesh as meshes
 from scaling_jax.errors import UserError
-from scaling_jax.models import transformer
+from scaling_jax.models import counting, head, kernels, transformer
 from scaling_jax.training import budget, optimizer, state, step
 from scaling_jax.training.optimizer import Hyperparameters
 
@@ -67,6 +67,27 @@ def test_steps_are_the_same_on_every_mesh_and_in_microbatches(run, alone, mesh_n
         *map(jax.tree.leaves, (after["params"], alone[1]["params"])), strict=True
     ):
         assert np.linalg.norm(one - np.asarray(other)) < 1e-3 * np.linalg.norm(other)
+
+
+@pytest.mark.parametrize(("mesh_name", "parts"), [("one", 4), ("data", 2)])
+def test_a_platform_may_want_a_batch_in_parts(
+    monkeypatch, model, run, alone, make_mesh, mesh_name, parts
+):
+    numbers = BATCH * model.sequence_length * counting.activations_per_token(model)
+    most = numbers / meshes.batch_parts(make_mesh(mesh_name)) / (parts - 0.5)
+    cpu = dataclasses.replace(kernels.CPU, most_activations=most)
+    monkeypatch.setattr(kernels, "CPU", cpu)
+    monkeypatch.setattr(step, "compiled", step.compiled.__wrapped__)  # forgets no program of others
+    asked, mean_loss = [], head.mean_loss
+
+    def counted(hidden, *others):
+        asked.append(len(hidden))
+        return mean_loss(hidden, *others)
+
+    monkeypatch.setattr(head, "mean_loss", counted)
+    metrics, _ = run(mesh_name)
+    np.testing.assert_allclose(metrics, alone[0], rtol=1e-5)
+    assert min(asked) == BATCH // parts
 
 
 def test_metrics_are_those_of_the_parameters_before_the_update(
