@@ -102,6 +102,7 @@ def run_testbed(
     with cluster.joined():
         compilation.keep()
         mine = [*share, *others]
+        _check_fit(mine, folder)
         failed = _run_packed(mine, folder, slots) if pack else {}
         first = _run_together([run for run in mine if run.name not in failed], folder)
     if failed:
@@ -195,6 +196,16 @@ def _folder(out: Path | None, testbed: "TestbedConfig") -> Path:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: not a folder; give another one")
     return folder
+
+
+def _check_fit(runs: list["PlannedRun"], out: Path) -> None:
+    """Refuses runs that are to be trained and cannot fit, before the first one is."""
+    from scaling_jax.planning import devices
+    from scaling_jax.testbeds import runner
+
+    for run in runs:
+        if runner.status(run, out).word != "done":
+            devices.check_fits(run.config)
 
 
 def _run_packed(

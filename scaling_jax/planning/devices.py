@@ -1,5 +1,6 @@
 """Whether a run can fit the devices that are here, before anything is put on them."""
 
+import math
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -34,11 +35,12 @@ def check_fits(run: RunConfig, devices: Sequence[Any] | None = None) -> None:
     mine = [device for device in devices if device.process_index == jax.process_index()]
     limit = memory_bytes(mine[0]) if mine else None
     if limit is not None and least > limit:
-        split = mesh.fsdp * mesh.tensor
+        split, most = mesh.fsdp * mesh.tensor, len(devices) // mesh.slices
+        enough = math.ceil(least * split / limit)
         hint = (
-            f"mesh.fsdp={len(devices) // mesh.slices} would need less"
-            if split < len(devices) // mesh.slices
-            else "it takes more devices"
+            f"mesh.fsdp={most // mesh.tensor} may do"
+            if enough <= most
+            else f"it takes {enough} such devices or more"
         )
         raise UserError(
             f"{run.model.label} cannot fit: parameters, moments and gradients are "

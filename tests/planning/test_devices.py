@@ -1,12 +1,15 @@
 """Runs that cannot fit are refused before anything is allocated."""
 
+import sys
+
 import jax
 import pytest
 
+from scaling_jax import cli
 from scaling_jax import config as configs
-from scaling_jax.config import RunConfig
+from scaling_jax.config import MeshConfig, RunConfig
 from scaling_jax.errors import UserError
-from scaling_jax.planning import devices
+from scaling_jax.planning import devices, memory
 
 
 def run(width, batch_size=16, **mesh) -> RunConfig:
@@ -23,10 +26,26 @@ def run(width, batch_size=16, **mesh) -> RunConfig:
 
 def test_a_small_run_passes_and_a_huge_one_is_one_line():
     devices.check_fits(run(64))
-    with pytest.raises(UserError, match=r"cannot fit: .* GiB a device, .* mesh.fsdp=8 would need"):
+    with pytest.raises(UserError, match=r"cannot fit: .* GiB a device, .* it takes \d+ such"):
         devices.check_fits(run(65536))
-    with pytest.raises(UserError, match="it takes more devices"):
-        devices.check_fits(run(65536, data=1, fsdp=8))
+
+
+@pytest.mark.parametrize(
+    ("share", "mesh", "hint"),
+    [
+        (1 / 4, {}, "mesh.fsdp=8 may do"),
+        (1 / 4, {"data": 4, "tensor": 2}, "mesh.fsdp=4 may do"),
+        (1 / 2, {"data": 1, "fsdp": 8}, "it takes 16 such devices or more"),
+    ],
+)
+def test_what_would_fit_is_said(monkeypatch, share, mesh, hint):
+    """Devices that have so much of what a run needs of each in its mesh."""
+    config = run(512, **mesh)
+    axes = {"data": 8} | mesh
+    needed = memory.estimate(config.model, 16, 1, MeshConfig(**axes)).least
+    monkeypatch.setattr(devices, "memory_bytes", lambda _: int(needed * share) + 2**16)
+    with pytest.raises(UserError, match=hint):
+        devices.check_fits(config)
 
 
 def test_a_mesh_that_does_not_fit_the_devices_is_one_line():
@@ -53,3 +72,15 @@ def test_memory_that_a_device_does_not_tell_is_not_guessed():
             return None
 
     assert devices.memory_bytes(Silent()) is None
+
+
+def test_a_testbed_with_a_run_that_cannot_fit_trains_none(monkeypatch, capsys, tmp_path):
+    grid = "grid=[{role: fit, datasets: [rpj], sizes: [11m, 7b], token_multipliers: [20]}]"
+    words = ["testbed", "run", "testbeds/gadre2024.yaml", grid, "--out", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", ["scaling-jax", *words])
+    monkeypatch.setattr(devices, "memory_bytes", lambda _: 2**32)
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 2
+    assert "7b cannot fit" in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "out").exists()
