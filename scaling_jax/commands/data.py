@@ -1,5 +1,6 @@
 """`scaling-jax data`: fetch public data, prepare and inspect token shards."""
 
+import os
 from pathlib import Path
 
 import cyclopts
@@ -44,9 +45,9 @@ def prepare_data(
     What is finished is kept: the same command goes on where it was stopped.
 
     Args:
-      tasks: python_code, python_docs, zipf_markov; paths to .txt, .jsonl (.gz, .zst), .parquet or
-        .array_record files or a folder of those; tfds:NAME:VERSION; data configs, such as c4,
-        c4_tfds, refinedweb, redpajama or your own YAML; and key=value changes to those.
+      tasks: python_code, python_docs, zipf_markov; paths or URLs of .txt, .jsonl (.gz, .zst),
+        .parquet or .array_record files or of a folder of those; tfds:NAME:VERSION; data configs,
+        such as c4, c4_tfds, refinedweb, redpajama or your own YAML; and key=value changes to those.
       out: folder for the shards.
       vocabulary: bytes, a SentencePiece file.model or a Hugging Face tokenizer.json.
       shards: how many files a split is spread over; by default by its size. The tokens are the
@@ -55,14 +56,16 @@ def prepare_data(
       shard: i/n, on machine i of n that share OUT: it makes every n-th file.
       data_dir: where tensorflow-datasets keeps what it builds, and looks for tfds:NAME.
     """
-    from scaling_jax.data import corpora, corpus_questions, prepare
+    from scaling_jax.data import catalog, corpora, corpus_questions, prepare
     from scaling_jax.data.meter import Meter
     from scaling_jax.terminal import say
 
-    overrides = [task for task in tasks if "=" in task]
-    names = [task for task in tasks if "=" not in task]
+    overrides = [task for task in tasks if _is_setting(task)]
+    names = [task for task in tasks if not _is_setting(task)]
     if not names:
         raise UserError("data prepare: name at least one task")
+    if len(names) > 1:
+        catalog.check_names(names, overrides, data_dir or out / "tensorflow_datasets")
     machine = parts.parse(shard, "shard")
     for name in names:
         with Meter(name) as meter:
@@ -130,6 +133,12 @@ def inspect_data(
             say(f"every shard has its checksum: {folder}")
         for sample in found.samples:
             say(f"--- row\n{sample}")
+
+
+def _is_setting(task: str) -> bool:
+    """Whether this is key=value; the name of a file may have a = in it, too."""
+    key, equals, _ = task.partition("=")
+    return bool(equals) and "/" not in key and not os.path.exists(task)  # noqa: PTH110 - of any text
 
 
 def _bars(histogram: dict[int, int]) -> list[str]:

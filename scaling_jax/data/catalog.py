@@ -1,7 +1,7 @@
 """From a name, a path or a config to sources of documents.
 
     python_code                         an embedded corpus
-    my_texts/   stories.jsonl.zst       files of your own
+    my_texts/   stories.jsonl.zst       files of your own, also gs://bucket/my_texts
     tfds:c4/en:3.1.0                    a prepared dataset of tensorflow-datasets
     c4   redpajama   mine.yaml          a config: among those in configs/data, or your own
 
@@ -9,7 +9,6 @@ Settings of the config can be changed by `key=value`, with a path or tfds: too.
 """
 
 import dataclasses
-import glob
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,14 +19,13 @@ from pydantic.dataclasses import dataclass
 
 from scaling_jax import config, config_files
 from scaling_jax.config import STRICT, Name
-from scaling_jax.data.corpora import CORPORA, SPLITS, VALIDATION_SHARE
-from scaling_jax.data.readers import BROKEN, EMPTY, Fields, format_of
+from scaling_jax.data import paths
+from scaling_jax.data.corpora import CORPORA, SPLITS
+from scaling_jax.data.readers import BROKEN, EMPTY, Fields
 from scaling_jax.data.sources import EmbeddedSource, FileSource, Source
 from scaling_jax.data.tfds_source import TfdsSource, zipf_markov_source
 from scaling_jax.errors import UserError, nearest
 
-SUFFIXES = (".txt", ".jsonl", ".json.gz", ".parquet", ".array_record")
-PACKED = ("", ".gz", ".zst")
 NAME = r"[A-Za-z0-9][A-Za-z0-9_.=-]*"
 Share = Annotated[float, Field(ge=0, lt=1)]
 
@@ -133,6 +131,19 @@ def find(task: str, overrides: Sequence[str] = (), data_dir: Path = Path()) -> l
     return [zipf_markov_source(data_dir) if task == "zipf_markov" else EmbeddedSource(task)]
 
 
+def check_names(tasks: Sequence[str], overrides: Sequence[str], data_dir: Path) -> None:
+    """Raises a UserError if two of the tasks would become datasets of the same name."""
+    seen: dict[str, str] = {}
+    for task in tasks:
+        for source in find(task, overrides, data_dir):
+            if source.name in seen:
+                raise UserError(
+                    f"{task}: would be called '{source.name}', and so would {seen[source.name]}; "
+                    "give it a command of its own, with name=..."
+                )
+            seen[source.name] = task
+
+
 def source_config(
     task: str, overrides: Sequence[str] = (), data_dir: Path = Path()
 ) -> SourceConfig:
@@ -148,7 +159,7 @@ def source_config(
     elif task.startswith("tfds:"):
         content, origin = _of_tfds(task.removeprefix("tfds:"), data_dir), task
     else:
-        content, origin = _of_path(Path(task)), task
+        content, origin = _of_path(task, overrides), task
     config_files.apply(content, overrides)
     name = str(content.get("name", ""))
     if not re.fullmatch(NAME, name) or name in CORPORA:
@@ -176,42 +187,14 @@ def _of_tfds(builder: str, data_dir: Path) -> dict[str, Any]:
     }
 
 
-def _of_path(path: Path) -> dict[str, Any]:
-    """A file, or all files of known kinds in a folder; train/ and validation/ are its splits."""
-    if not path.exists():
-        known = [*CORPORA, *packaged()]
-        raise UserError(
-            f"'{path}' is neither an embedded corpus, nor a data config "
-            f"({nearest(str(path), known)}), nor a path"
-        )
-    if path.is_file() and format_of(path.name) is None:
-        raise UserError(f"{path}: a file of text ends in one of {', '.join(SUFFIXES)}")
-    content: dict[str, Any] = {"name": _name(path), "held_out_share": VALIDATION_SHARE}
-    if path.is_file():
-        return content | {"folder": str(path.parent), "files": [glob.escape(path.name)]}
-    if all((path / split).is_dir() for split in SPLITS):
-        files = {split: _patterns(path, f"{split}/") for split in SPLITS}
-        return content | {
-            "folder": str(path),
-            "held_out_share": 0.0,
-            "files": files["train"],
-            "validation_files": files["validation"],
-        }
-    return content | {"folder": str(path), "files": _patterns(path, "")}
-
-
-def _name(path: Path) -> str:
-    """The last part of a path, without what says which kind of file it is."""
-    if path.is_dir():
-        return path.resolve().name
-    return Path(re.sub(r"\.(gz|zst)$", "", path.name)).stem
-
-
-def _patterns(folder: Path, below: str) -> list[str]:
-    """Patterns for the kinds of file that there are."""
-    every = [f"{below}**/*{suffix}{packed}" for suffix in (".txt", ".jsonl") for packed in PACKED]
-    every += [f"{below}**/*{suffix}" for suffix in (".json.gz", ".parquet", ".array_record*")]
-    found = [pattern for pattern in every if next(folder.glob(pattern), None)]
-    if not found:
-        raise UserError(f"{folder / below}: no file ends in one of {', '.join(SUFFIXES)}")
-    return found
+def _of_path(path: str, overrides: Sequence[str]) -> dict[str, Any]:
+    found = paths.config_of(path, {override.partition("=")[0] for override in overrides})
+    if found is not None:
+        return found
+    if paths.is_url(path):
+        raise UserError(f"{path}: there is no such file or folder")
+    known = [*CORPORA, *packaged()]
+    raise UserError(
+        f"'{path}' is neither an embedded corpus, nor a data config ({nearest(path, known)}), "
+        "nor a path"
+    )

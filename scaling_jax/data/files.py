@@ -3,10 +3,11 @@
 import contextlib
 import gzip
 import io
+import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import zstandard
 
@@ -29,9 +30,9 @@ def opened(file: str) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
       UserError: the file cannot be opened.
     """
     with _open(file) as raw:
-        if file.endswith(".gz"):
+        if file.lower().endswith(".gz"):
             yield raw, gzip.GzipFile(fileobj=raw)  # pyright: ignore[reportReturnType]
-        elif file.endswith(".zst"):
+        elif file.lower().endswith(".zst"):
             yield raw, io.BufferedReader(_ZstdContent(raw), READ_BYTES)
         else:
             yield raw, raw
@@ -43,14 +44,9 @@ def found(folder: str, pattern: str) -> dict[str, int]:
     Raises:
       UserError: there is none, or the folder cannot be searched.
     """
-    import fsspec
-
-    try:
-        system, root = fsspec.core.url_to_fs(folder)
+    with _searching(folder) as (system, root):
         wanted = f"{root.rstrip('/')}/{pattern}"
         entries = patiently(folder, lambda: system.glob(wanted, detail=True))
-    except (OSError, ImportError, ValueError) as error:
-        raise UserError(f"{folder}: cannot be searched ({error})") from None
     sizes = {
         system.unstrip_protocol(name) if "://" in folder else name: int(entry["size"])
         for name, entry in sorted(entries.items())
@@ -61,10 +57,47 @@ def found(folder: str, pattern: str) -> dict[str, int]:
     return sizes
 
 
+def below(folder: str) -> list[str]:
+    """All files below a folder, by their names from there on.
+
+    Raises:
+      UserError: the folder cannot be searched.
+    """
+    with _searching(folder) as (system, root):
+        names = patiently(folder, lambda: system.find(root))
+        return sorted(name.removeprefix(root).lstrip("/") for name in names)
+
+
+def is_folder(path: str) -> bool | None:
+    """Whether a path or a URL of fsspec's is that of a folder; None if nothing is there.
+
+    Raises:
+      UserError: that cannot be found out.
+    """
+    if "://" not in path:
+        return os.path.isdir(path) if os.path.exists(path) else None  # noqa: PTH110, PTH112 - of any text
+    with _searching(path) as (system, root):
+        try:
+            return patiently(path, lambda: system.info(root))["type"] == "directory"
+        except FileNotFoundError:
+            return None
+
+
 def size(file: str) -> int:
     """Bytes, as the file lies."""
     with opened(file) as (raw, _):
         return raw.seek(0, io.SEEK_END)
+
+
+@contextlib.contextmanager
+def _searching(folder: str) -> Iterator[tuple[Any, str]]:
+    """The file system of a folder and its name there; what fails in the block is a UserError."""
+    import fsspec
+
+    try:
+        yield fsspec.core.url_to_fs(folder)
+    except (OSError, ImportError, ValueError) as error:
+        raise UserError(f"{folder}: cannot be searched ({error})") from None
 
 
 def _open(file: str) -> IO[bytes]:

@@ -53,8 +53,9 @@ def inspect(
 
     Raises:
       UserError: the split cannot be opened, a shard is damaged, its vocabulary is not where it was
-        or has changed, or it holds no end of text.
+        or has changed, it holds no end of text, or a number makes no sense.
     """
+    _check_least(sequence_length=(sequence_length, 1), samples=(samples, 0), limit=(limit, 1))
     shards = Shards.open(folder)
     if verify:
         shards.verify()
@@ -64,6 +65,10 @@ def inspect(
         raise UserError(f"{folder}: '{index.vocabulary}' has changed since the split was prepared")
     read = min(limit, shards.token_count)
     lengths = _document_lengths(shards, read)
+    if not len(lengths) and read < shards.token_count:
+        raise UserError(
+            f"{folder}: the first {read:,} tokens hold no end of a document: raise limit"
+        )
     if not len(lengths):
         raise UserError(f"{folder}: holds no document that ends")
     rows = shards.row_count(sequence_length)
@@ -85,6 +90,12 @@ def inspect(
         entropy_rate=index.entropy_rate,
         samples=tuple(_decode(row, words) for row in shards.rows(chosen, sequence_length)),
     )
+
+
+def _check_least(**numbers: tuple[int, int]) -> None:
+    for name, (number, least) in numbers.items():
+        if number < least:
+            raise UserError(f"{name}={number}: give {least} or more")
 
 
 def _document_lengths(shards: Shards, limit: int) -> Int[np.ndarray, "documents"]:

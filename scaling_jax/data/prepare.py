@@ -95,7 +95,8 @@ def prepare(
 
     Raises:
       UserError: no such source or vocabulary, text that cannot be read, no document to train on, no
-        room. No index has been written then; finished shards are kept.
+        room, or `out` has a dataset of the same name from another source. No index has been written
+        then; finished shards are kept.
     """
     if shards is not None and shards < 1:
         raise UserError(f"shards={shards}: give 1 or more")
@@ -103,6 +104,7 @@ def prepare(
         raise UserError(f"workers={workers}: give 1 or more")
     encoder = find_vocabulary(vocabulary)
     sources = catalog.find(task, overrides, data_dir or out / "tensorflow_datasets")
+    _make_folder(out)
     plans = [
         _plan(source, split, out / source.name / split, shards, vocabulary, encoder)
         for source in sources
@@ -147,6 +149,9 @@ def _plan(
     encoder: Vocabulary,
 ) -> Plan:
     pieces = source.pieces(split, shards)
+    for piece in pieces:
+        if piece.file.startswith(f"{folder.absolute()}/"):
+            raise UserError(f"{piece.file}: is to be written, and to be read; give another --out")
     if shards is None:
         wanted = -(-sum(piece.size for piece in pieces) // SHARD_SOURCE_BYTES)
         shards = max(min(wanted, len(pieces)), 1)
@@ -166,6 +171,7 @@ def _plan(
         entropy_rate=zipf_markov.entropy_rate() if known_entropy else None,
         versions={"format": FORMAT_VERSION}
         | {package: importlib.metadata.version(package) for package in PACKAGES},
+        origin=source.origin,
     )
     names = [f"tokens-{number:05d}-of-{shards:05d}.{draft.dtype}" for number in range(shards)]
     recipe = _recipe(draft, source.rule(split))
@@ -177,8 +183,9 @@ def _plan(
 
 
 def _recipe(draft: Index, rule: str) -> str:
-    """Names all that a split depends on, except where its vocabulary lies and its documents."""
+    """Names all that a split depends on, except its documents, wherever those and the words lie."""
     content = dataclasses.asdict(draft) | {"vocabulary": "", "rule": rule}  # pyright: ignore[reportArgumentType]
+    del content["origin"]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -204,10 +211,17 @@ def _make_missing(
     good = workers.run(_is_there, there, count, lambda _: None)
     kept = {job.path for (job, _), whole in zip(there, good, strict=True) if whole}
     missing = [job for job, _ in jobs if job.path not in kept]
+    unfinished = [
+        (plan, index)
+        for plan, index in zip(plans, indices, strict=True)
+        if index is None or any(job.path.parent == plan.folder for job in missing)
+    ]
+    for plan, _ in unfinished:
+        _check_same_source(plan)
     begin(Todo(len(missing), len(kept), sum(job.source_bytes for job in missing)))
-    for plan, index in zip(plans, indices, strict=True):
-        if index is None or any(job.path.parent == plan.folder for job in missing):
-            _reopen(plan, index)
+    for plan, index in unfinished:
+        _make_folder(plan.folder)
+        _reopen(plan, index)
     workers.run(functools.partial(_make, encoder), missing, count, report)
 
 
@@ -232,10 +246,32 @@ def _read_index(plan: Plan) -> Index | None:
         documents=found.documents,
         text_bytes=found.text_bytes,
         shards=found.shards,
+        origin=found.origin,  # as may the source
     )
     names = [job.path.name for job in plan.jobs]
     same = found == expected and [entry.file for entry in found.shards] == names
     return found if same else None
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be made a folder ({error.strerror})") from None
+
+
+def _check_same_source(plan: Plan) -> None:
+    """Raises a UserError if the folder has a finished split whose source lay elsewhere."""
+    try:
+        _, found = read_index(plan.folder)
+    except UserError:
+        return
+    ours = plan.draft.origin
+    if found.origin and not set(found.origin) & set(ours):
+        raise UserError(
+            f"{plan.folder}: holds what was prepared from {found.origin[0]}, not from {ours[0]}: "
+            "give this one another name (name=...), or remove that folder"
+        )
 
 
 def _reopen(plan: Plan, index: Index | None) -> None:

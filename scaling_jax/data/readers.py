@@ -75,6 +75,7 @@ Reader = Callable[[Piece, Fields], Iterator[Record]]
 
 def format_of(file: str) -> str | None:
     """The format that a file's name stands for; None if it stands for none."""
+    file = file.lower()
     name = re.sub(r"\.(gz|zst)$", "", file)
     if name.endswith(".txt"):
         return "text"
@@ -88,7 +89,7 @@ def format_of(file: str) -> str | None:
 
 def can_be_split(file: str, kind: str) -> bool:
     """Whether a file can be read from the middle: lines that are not compressed."""
-    return kind == "jsonl" and not file.endswith((".gz", ".zst"))
+    return kind == "jsonl" and not file.lower().endswith((".gz", ".zst"))
 
 
 def read_text(piece: Piece, fields: Fields) -> Iterator[Record]:

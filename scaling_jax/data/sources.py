@@ -10,6 +10,7 @@ import hashlib
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import numpy as np
 
@@ -40,12 +41,15 @@ class Source(abc.ABC):
       name: of the dataset; folders and seqio tasks are called after it.
       splits: of "train" and "validation", those that it has.
       about: the source in a few words, for the index of what is prepared from it.
+      origin: where its documents come from, whatever they hold: sources that have nothing of it in
+        common are different ones, even of the same name.
       fatal: the kinds of fault that end the reading; what has another is left out and counted.
     """
 
     name: str
     splits: tuple[str, ...]
     about: str
+    origin: tuple[str, ...]
     fatal: frozenset[str] = BROKEN
 
     @abc.abstractmethod
@@ -99,6 +103,11 @@ class EmbeddedSource(Source):
     def about(self) -> str:
         """The version of the corpus."""
         return corpora.version(self.name)
+
+    @property
+    def origin(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The corpus."""
+        return (self.name,)
 
     def pieces(self, split: str, count: int | None = None) -> list[Piece]:
         """Runs of documents, counted in documents."""
@@ -156,6 +165,13 @@ class FileSource(Source):
         """The patterns."""
         return ", ".join((*self.files, *self.validation_files))
 
+    @property
+    def origin(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The patterns with the folder that they start from."""
+        folder = self.folder if "://" in self.folder else str(Path(self.folder).resolve())
+        patterns = (*self.files, *self.validation_files)
+        return tuple(f"{folder.rstrip('/')}/{pattern}" for pattern in patterns)
+
     def pieces(self, split: str, count: int | None = None) -> list[Piece]:
         """Files, by pattern and name; lines that are not packed, in parts of files.
 
@@ -181,14 +197,21 @@ class FileSource(Source):
                 yield record
 
     def fingerprint(self, piece: Piece) -> str:
-        """The sha256 of what the file holds from start to stop."""
-        digest = hashlib.sha256()
+        """The sha256 of what is read: from start to stop, of lines to the end of the last one.
+
+        Whether a line begins at start is for the byte before it to say.
+        """
+        lines = can_be_split(piece.file, self._format(piece.file))
+        start = max(piece.start - 1, 0) if lines else piece.start
+        digest, left, chunk = hashlib.sha256(), piece.stop - start, b""
         with files.opened(piece.file) as (raw, _):
-            raw.seek(piece.start)
-            left = piece.size
-            while chunk := raw.read(min(left, READ_BYTES)):
+            raw.seek(start)
+            while left and (chunk := raw.read(min(left, READ_BYTES))):
                 digest.update(chunk)
                 left -= len(chunk)
+            while lines and chunk and not chunk.endswith(b"\n"):
+                chunk = raw.readline(READ_BYTES)
+                digest.update(chunk)
         return f"{self._format(piece.file)} {piece.start} {piece.stop} {digest.hexdigest()}"
 
     def rule(self, split: str) -> str:

@@ -49,6 +49,11 @@ class TfdsSource(Source):
         """The builder."""
         return self.builder
 
+    @property
+    def origin(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The builder, of any version."""
+        return (f"tfds:{self.builder.partition(':')[0]}",)
+
     def pieces(self, split: str, count: int | None = None) -> list[Piece]:
         """The files of the split; they cannot be cut more finely.
 

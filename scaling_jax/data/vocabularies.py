@@ -35,8 +35,8 @@ class Vocabulary(abc.ABC):
     Attributes:
       name: "bytes" or the path.
       size: one more than the largest id.
-      end_of_text: the id that stands after every document. Encoding never yields it, not even for a
-        text that spells it out.
+      end_of_text: the id that stands after every document. Of what encodes text only a
+        tokenizer.json yields it, for a text that spells it out; bytes and SentencePiece never do.
       sha256: of the content: equal for equal vocabularies, wherever their files lie.
     """
 
@@ -149,7 +149,8 @@ class TokenizerJsonVocabulary(Vocabulary):
     """A tokenizer.json of Hugging Face tokenizers that has an <|endoftext|> token (GPT-NeoX: 0).
 
     Ids are those of `tokenizers`: a text that spells out a special token holds that token, as it
-    did in the paper's data.
+    did in the paper's data. Every text is encoded whole, whatever truncation and padding the file
+    was saved with.
     """
 
     def __init__(self, path: Path):
@@ -161,7 +162,13 @@ class TokenizerJsonVocabulary(Vocabulary):
         if end is None:
             raise UserError(f"{path}: the tokenizer has no {END_OF_TEXT_PIECE} token")
         size = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
-        super().__init__(str(path), size, end, _file_sha256(path))
+        sha256 = _file_sha256(path)
+        if self._tokenizer.truncation is not None or self._tokenizer.padding is not None:
+            self._tokenizer.no_truncation()
+            self._tokenizer.no_padding()
+            # They were obeyed once: the ids from then must not pass for those of this vocabulary.
+            sha256 = hashlib.sha256(f"{sha256} texts whole".encode()).hexdigest()
+        super().__init__(str(path), size, end, sha256)
 
     def as_seqio(self) -> "seqio.Vocabulary":
         """A seqio vocabulary that asks this one."""

@@ -1,7 +1,6 @@
 """One shard of tokens: made from its pieces of a source, or found to be there already."""
 
 import dataclasses
-import errno
 import hashlib
 import json
 from array import array
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import pydantic
 
-from scaling_jax import atomic
+from scaling_jax import atomic, storage
 from scaling_jax.data.readers import Piece, Record
 from scaling_jax.data.shards import ShardEntry
 from scaling_jax.data.sources import Source
@@ -113,7 +112,7 @@ def make(job: Job, vocabulary: Vocabulary, report: Report) -> ShardEntry:
         )
         write_receipt(job.receipt, entry)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES):
+        if error.errno not in storage.LASTING:
             raise
         raise UserError(
             f"{job.path}: cannot be written ({error.strerror}); what is finished is kept, and the "

@@ -43,7 +43,8 @@ def test_paths(tmp_path):
     for name in ("a.txt", "deep/b.jsonl.zst", "deep/er/c[1].txt", "notes.md"):
         (folder / name).write_text("book")
     (folder / "link.txt").symlink_to("notes.md")
-    (source,) = catalog.find(str(folder))
+    with pytest.warns(UserWarning, match=r"1 file of other kinds left out: notes\.md"):
+        (source,) = catalog.find(str(folder))
     assert source.name == "books"
     names = [piece.file.removeprefix(f"{folder}/") for piece in source.pieces("train")]
     assert sorted(names) == ["a.txt", "deep/b.jsonl.zst", "deep/er/c[1].txt", "link.txt"]
@@ -62,6 +63,18 @@ def test_a_folder_with_both_splits_is_taken_as_it_is(tmp_path):
     for split in source.splits:
         found = source.documents(split, source.pieces(split))
         assert [record.text for record in found] == [f"for {split}"]
+
+
+def test_two_datasets_of_the_same_name(tmp_path):
+    for place in ("x", "y"):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "text.txt").touch()
+    one, other = (str(tmp_path / place / "text.txt") for place in ("x", "y"))
+    with pytest.raises(UserError, match=r"y/text\.txt: would be called 'text', and so would .*x/"):
+        catalog.check_names([one, other], [], tmp_path)
+    with pytest.raises(UserError, match="c4_tfds: would be called 'c4', and so would c4"):
+        catalog.check_names(["c4", "c4_tfds"], [], tmp_path)
+    catalog.check_names([one, "python_code", "redpajama"], [], tmp_path)
 
 
 def test_names_that_cannot_be_used(tmp_path, monkeypatch):

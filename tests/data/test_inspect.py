@@ -41,6 +41,21 @@ def test_rows_that_repeat_are_counted(make_shards, folder):
     assert inspect(folder, sequence_length=3).duplicate_rows == 0.5  # "one." and five times "éé"
 
 
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        ({"sequence_length": 0}, "sequence_length=0: give 1 or more"),
+        ({"sequence_length": -5}, "sequence_length=-5: give 1 or more"),
+        ({"samples": -1}, "samples=-1: give 0 or more"),
+        ({"limit": 0}, "limit=0: give 1 or more"),
+        ({"limit": 3}, "the first 3 tokens hold no end of a document: raise limit"),
+    ],
+)
+def test_numbers_that_make_no_sense(folder, number, message):
+    with pytest.raises(UserError, match=message):
+        inspect(folder, **number)
+
+
 def test_a_vocabulary_that_changed_is_refused(folder):
     index = (folder / "index.json").read_text()
     (folder / "index.json").write_text(index.replace(WORDS.sha256, "0" * 64))

@@ -175,6 +175,55 @@ def test_only_what_changed_is_prepared_again(tmp_path):
     assert changed == [number == 3 for number in range(6)]
 
 
+def test_a_piece_whose_last_line_changed_beyond_its_end_is_prepared_again(tmp_path):
+    path = write_lines(tmp_path / "lines.jsonl", ["a" * 1000 for _ in range(8)])
+
+    def tokens(out: Path) -> bytes:
+        prepare.prepare(str(path), out=out, overrides=["held_out_share=0"], shards=3)
+        return np.concatenate(Shards.open(out / "lines" / "train").arrays).tobytes()
+
+    before = tokens(tmp_path / "out")
+    text = path.read_text()
+    end = -(-len(text) // 3)
+    path.write_text(text[: end + 10] + "bbb" + text[end + 13 :])
+    after = tokens(tmp_path / "out")
+    assert before != after == tokens(tmp_path / "new")
+
+
+def test_another_source_of_the_same_name_is_refused(tmp_path):
+    out = tmp_path / "out"
+    for place in ("x", "y"):
+        (tmp_path / place).mkdir()
+        write_lines(tmp_path / place / "text.jsonl", [f"{place} {line}" for line in range(99)])
+    first, second = (tmp_path / place / "text.jsonl" for place in ("x", "y"))
+    prepare.prepare(str(first), out=out)
+    before = content(out)
+    for options in ({}, {"shards": 4}, {"overrides": ["held_out_share=0.2"]}, {"machine": (1, 9)}):
+        with pytest.raises(UserError, match=r"text/\w+: holds what was .*x/text\.jsonl, not from"):
+            prepare.prepare(str(second), out=out, **options)  # pyright: ignore[reportArgumentType]
+        assert content(out) == before
+    prepare.prepare(str(second), out=out, overrides=["name=other"])
+    assert content(out).items() > before.items()
+    write_lines(first, [f"other {line}" for line in range(99)])  # the same files may change
+    prepare.prepare(str(first), out=out, shards=2)
+    first.rename(tmp_path / "text.jsonl")  # and move
+    before = content(out)
+    prepare.prepare(str(tmp_path / "text.jsonl"), out=out, shards=2)
+    assert content(out) == before
+
+
+def test_a_folder_that_grows_is_the_same_source(tmp_path):
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    write_lines(folder / "a.jsonl", [f"text {line}" for line in range(99)])
+    (before, _) = prepare.prepare(str(folder), out=tmp_path)
+    (folder / "b.txt").write_text("a text of another kind")
+    (after, _) = prepare.prepare(str(folder), out=tmp_path)
+    assert after.tokens > before.tokens
+    with pytest.raises(UserError, match=r"train/index\.json: is to be written, and to be read"):
+        prepare.prepare(str(folder), out=tmp_path, overrides=['files=["**/*.json"]'])
+
+
 def test_nothing_stays_behind_when_the_source_fails(tmp_path):
     path = write_lines(tmp_path / "texts.jsonl", [f"text {number}" for number in range(300)])
     path.write_text(path.read_text() + "broken")
@@ -278,13 +327,19 @@ def _alive_in_session(session: int) -> list[int]:
         (["python_code", "--workers", "0"], "give 1 or more"),
         (["python_code", "--shard", "0/4"], "give i/n, from 1/n to n/n"),
         (["c4", "folder=nowhere"], "nowhere: no file is called en/c4-train.*.json.gz"),
+        (["python_code", "python_code"], "would be called 'python_code'"),
+        (["memory://b/x=1.jsonl"], "memory://b/x=1.jsonl: there is no such file or folder"),
+        (["python_docs", "--out", "/proc/foo"], "/proc/foo: cannot be made a folder"),
+        (["python_docs", "--out", __file__], "cannot be made a folder (File exists)"),
+        (["python_docs", "--out", f"{__file__}/below"], "cannot be made a folder (Not a dir"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_with_2(monkeypatch, capsys, tmp_path, arguments, message):
     from scaling_jax import cli
 
-    arguments = ["scaling-jax", "data", "prepare", *arguments, "--out", str(tmp_path)]
-    monkeypatch.setattr(sys, "argv", arguments)
+    if "--out" not in arguments:
+        arguments = [*arguments, "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["scaling-jax", "data", "prepare", *arguments])
     with pytest.raises(SystemExit) as caught:
         cli.main()
     assert caught.value.code == 2
@@ -292,6 +347,19 @@ def test_mistakes_are_one_line_and_exit_with_2(monkeypatch, capsys, tmp_path, ar
     (error,) = (line for line in lines if "Cyclopts" not in line)  # it notices that this is a test
     assert message in error
     assert content(tmp_path) == {}
+
+
+def test_a_file_with_an_equals_sign_in_its_name_is_no_setting(monkeypatch, tmp_path):
+    from scaling_jax import cli
+
+    monkeypatch.chdir(tmp_path)
+    write_lines(Path("st=1.jsonl"), [f"text {line}" for line in range(99)])
+    command = ["scaling-jax", "data", "prepare", "st=1.jsonl", "held_out_share=0", "--out", "out"]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert not caught.value.code
+    assert Shards.open("out/st=1/train").index.documents == 99
 
 
 def test_preparing_files_imports_no_tensorflow(docs, tmp_path):

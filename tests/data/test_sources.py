@@ -1,6 +1,8 @@
 import gzip
+import hashlib
 import json
 from collections import Counter
+from pathlib import Path
 
 import fsspec
 import pytest
@@ -78,6 +80,34 @@ def test_the_fingerprint_follows_the_content_and_not_the_place(books, tmp_path_f
     path.write_text(path.read_text().replace("page 7", "page 9"))
     changed = [again.fingerprint(piece) for piece in again.pieces("train")]
     assert sum(old != new for old, new in zip(before, changed, strict=True)) == 1
+
+
+def test_the_fingerprint_covers_all_that_a_piece_is_read_from(tmp_path):
+    """Wherever a byte changes, every piece that reads differently then has another fingerprint."""
+    path = tmp_path / "lines.jsonl"
+    lines = [json.dumps({"text": f"{number}" * number}) for number in range(1, 9)]
+    content = "\n".join(lines).encode()
+
+    def read(content):
+        path.write_bytes(content)
+        source = FileSource("lines", str(tmp_path), ("*.jsonl",), fatal=frozenset())
+        for piece in source.pieces("train", 7):
+            yield list(source.read("train", piece)), source.fingerprint(piece)
+
+    before = list(read(content))
+    assert sum(len(records) for records, _ in before) == len(lines)
+    for place in range(len(content)):
+        for byte in b"0\n":
+            changed = content[:place] + bytes([byte]) + content[place + 1 :]
+            for (old, known), (new, found) in zip(before, read(changed), strict=True):
+                assert known != found or old == new
+
+
+def test_the_fingerprint_of_a_whole_file_is_its_sha256(books):
+    source = FileSource("books", str(books), ("**/*.jsonl",))
+    for piece in source.pieces("train"):
+        sha256 = hashlib.sha256(Path(piece.file).read_bytes()).hexdigest()
+        assert source.fingerprint(piece).endswith(f" {sha256}")
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz"])

@@ -1,4 +1,6 @@
+import hashlib
 import json
+import pickle
 from pathlib import Path
 
 import pytest
@@ -83,6 +85,21 @@ def test_the_fingerprint_follows_the_content(json_path, tmp_path):
     assert vocabulary(str(moved)).sha256 == before
     moved.write_text(moved.read_text() + "\n")
     assert vocabulary(str(moved)).sha256 != before
+
+
+def test_texts_are_encoded_whole_whatever_the_file_says(json_path, tmp_path):
+    limited = tokenizers.Tokenizer.from_file(str(json_path))
+    limited.enable_truncation(4)
+    limited.enable_padding(pad_id=1, pad_token="<|padding|>")
+    path = tmp_path / "limited.json"
+    limited.save(str(path))
+    texts = ["a", "a text of more tokens than four, by far"]
+    whole, found = vocabulary(str(json_path)), vocabulary(str(path))
+    assert found.encode_batch(texts) == whole.encode_batch(texts)
+    assert pickle.loads(pickle.dumps(found)).encode_batch(texts) == whole.encode_batch(texts)
+    # what was once encoded with the limits is not taken for what is encoded without
+    assert found.sha256 != hashlib.sha256(path.read_bytes()).hexdigest()
+    assert whole.sha256 == hashlib.sha256(json_path.read_bytes()).hexdigest()
 
 
 def test_byte_ids():
