@@ -1,7 +1,8 @@
 """YAML files of settings, before anything in them is checked: names of other files, overrides.
 
 A value that is the name of another YAML file stands for that file's content; it is looked for
-beside the file that names it, then among the configs that come with the package.
+beside the file that names it, then among the configs that come with the package. Under the key
+`config` a name stays a name, of another kind of config: a file beside gets its path.
 """
 
 import importlib.resources
@@ -12,6 +13,9 @@ from typing import Any
 import yaml
 
 from scaling_jax.errors import UserError, nearest
+
+# The key whose value is the name of a config and not a part of this one.
+NAME_KEY = "config"
 
 
 def read(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -82,7 +86,7 @@ def _read_yaml(path: Path, including: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: a config is a mapping of keys to values")
-    return {str(key): _include(value, path, including) for key, value in content.items()}
+    return _include(content, path, including)
 
 
 def _parse(text: str) -> Any:
@@ -99,8 +103,19 @@ def _include(value: Any, path: Path, including: tuple[Path, ...]) -> Any:
     if isinstance(value, str) and value.endswith(".yaml"):
         return _read_yaml(find(value, beside=path.parent), (*including, path))
     if isinstance(value, dict):
-        return {str(key): _include(below, path, including) for key, below in value.items()}
+        return {
+            str(key): _located(below, path)
+            if key == NAME_KEY and isinstance(below, str)
+            else _include(below, path, including)
+            for key, below in value.items()
+        }
     return value
+
+
+def _located(name: str, path: Path) -> str:
+    """`name` as a path that holds everywhere, if it is that of a file beside `path`."""
+    beside = path.parent / name
+    return str(beside.resolve()) if beside.is_file() else name
 
 
 def _apply_override(content: dict[str, Any], override: str) -> None:

@@ -105,6 +105,25 @@ def test_a_section_may_be_another_file(tmp_path):
     assert configs.load(RunConfig, tmp_path / "run.yaml").model.width == 96
 
 
+def test_the_name_of_another_config_stays_a_name_and_is_looked_for_beside(tmp_path, monkeypatch):
+    (tmp_path / "beds" / "quiz").mkdir(parents=True)
+    tasks = tmp_path / "beds" / "quiz" / "own.yaml"
+    tasks.write_text("tasks: {quiz: {data: quiz.jsonl, type: schema}}\n")
+    asked = RUN + "evaluation: {tasks: {config: quiz/own.yaml}}\n"
+    (tmp_path / "beds" / "run.yaml").write_text(asked)
+    monkeypatch.chdir(tmp_path)
+    config = configs.load(RunConfig, "beds/run.yaml")
+    assert config.evaluation.tasks is not None
+    assert config.evaluation.tasks.config == str(tasks)
+    configs.write(config, tmp_path / "resolved.yaml")
+    tasks.unlink()
+    assert configs.load(RunConfig, tmp_path / "resolved.yaml") == config
+    (tmp_path / "beds" / "run.yaml").write_text(asked.replace("quiz/own.yaml", "quickstart"))
+    found = configs.load(RunConfig, "beds/run.yaml").evaluation.tasks
+    assert found is not None
+    assert found.config == "quickstart"
+
+
 def test_the_identity_changes_with_the_result_and_with_nothing_else(run_file):
     def identity(*overrides: str) -> str:
         return configs.load(RunConfig, run_file, overrides).identity

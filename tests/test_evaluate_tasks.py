@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -83,10 +84,12 @@ def test_a_file_of_ones_own(evaluate, own, run):
     assert "max_tokens=32, the model's sequence length" in printed
     assert "(ONLY 1 of 2 tasks)" in printed
     kept = run / "evaluations" / "own" / "step-00000010"
-    report = json.loads((kept / "report.json").read_text())
+    (file,) = kept.glob("report-*.json")
+    assert str(file) in printed.replace("\n", "")
+    report = json.loads(file.read_text())
     assert report["tasks"]["quiz"]["questions"] == 5
     assert report["averages"]["both"]["missing"] == ["other"]
-    assert {path.name for path in kept.iterdir()} == {"quiz.json", "report.json"}
+    assert {path.name.split("-")[0] for path in kept.iterdir()} == {"quiz", "report"}
     quiz = report["tasks"]["quiz"]
     assert quiz["accuracy_low"] < quiz["accuracy"] < quiz["accuracy_high"]
     bounds = f"({quiz['accuracy_low']:.4f} to {quiz['accuracy_high']:.4f})"
@@ -109,7 +112,7 @@ def test_token_ids_are_kept_for_the_next_model(evaluate, own, cache, monkeypatch
 def test_a_damaged_result_is_made_anew_with_a_warning(evaluate, own, run):
     words = ("--tasks", own, "--vocabulary", "bytes", "name=damaged")
     assert evaluate(*words)[0] == 0
-    kept = run / "evaluations" / "damaged" / "step-00000010" / "quiz.json"
+    (kept,) = (run / "evaluations" / "damaged" / "step-00000010").glob("quiz-*.json")
     before = kept.read_text()
     kept.write_text(before.replace("true", "false", 1))
     code, _, err = evaluate(*words)
@@ -123,6 +126,30 @@ def test_changes_and_a_choice_of_tasks(evaluate, own, run):
     code, _, _ = evaluate(*words, "--only", "both")
     assert code == 0
     assert (run / "evaluations" / "changed").is_dir()
+
+
+def test_a_task_that_cannot_be_scored_does_not_end_the_others(evaluate, own):
+    row = {"context_options": ["x" * 9, "y"], "continuation": "z" * 40, "gold": 0}
+    (own.parent / "other.jsonl").write_text(json.dumps(row) + "\n")
+    reason = f"other: {own.parent / 'other.jsonl'}: question 0: 41 tokens to score leave no room"
+    for _ in range(2):  # the second time as it is kept
+        code, printed, err = evaluate("--tasks", own, "--vocabulary", "bytes", "name=long")
+        assert code == 2
+        assert f"left out: {reason}" in printed
+        assert "quiz: " in printed
+        assert "(ONLY 1 of 2 tasks)" in printed
+        assert err.startswith(f"error: left out: {reason}")
+        assert err.count("\n") == 1
+
+
+def test_pooled_means_have_bounds(evaluate, own):
+    own.write_text(OWN + "pooled:\n  all: [quiz]\n")
+    code, printed, _ = evaluate("--tasks", own, "--vocabulary", "bytes", "--only", "all")
+    assert code == 0
+    line = re.search(r"^all: accuracy (\S+) \((\S+) to (\S+)\)$", printed, re.MULTILINE)
+    assert line is not None
+    accuracy, low, high = map(float, line.groups())
+    assert low < accuracy < high
 
 
 @pytest.mark.parametrize(
@@ -183,7 +210,7 @@ def test_a_kill_loses_one_task_at_most_and_changes_nothing(evaluate, run, tmp_pa
     assert child.wait() == -9
     done = {path.name: path.stat().st_mtime_ns for path in kept.glob("task_*.json")}
     assert 2 <= len(done) < 6
-    assert not (kept / "report.json").exists()
+    assert not list(kept.glob("report-*.json"))
 
     assert evaluate(*words, folder=killed)[0] == 0
     assert done.items() <= {path.name: path.stat().st_mtime_ns for path in kept.iterdir()}.items()
@@ -239,8 +266,9 @@ def test_a_checkpoint_of_open_lm_is_scored_as_open_lm_sees_it(evaluate, golden, 
 
     kept = folder / "evaluations" / "own" / "step-00000003"
     found = {
-        name: json.loads((kept / f"{name}.json").read_text())["result"]["outcomes"]
+        name: json.loads(path.read_text())["result"]["outcomes"]
         for name in asked
+        for path in kept.glob(f"{name}-*.json")
     }
     logits = golden.arrays["logits0"].astype(np.float64)
     logs = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))

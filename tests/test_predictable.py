@@ -53,8 +53,12 @@ def test_chance_comes_from_the_table_and_from_a_config(predictable, tmp_path):
     [
         (("--model", "1b"), "no run of model '1b'"),
         (("--loss", "loss/tex"), "no column 'loss/tex' (did you mean 'loss/text'?)"),
-        (("--law", "over_training"), "law 'over_training' has no asymptote"),
+        (("--law", "over_training"), 'Choose from: "exponential", "sigmoid"'),
         (("--level", "90"), "level is between 0 and 1, not 90"),
+        (("--margin", "5"), "margin is from 0 to below 1, not 5"),
+        (("--margin", "nan"), "margin is from 0 to below 1, not nan"),
+        (("--tolerance", "-1"), "tolerance is above 0, such as 0.1, not -1"),
+        (("--plot", "m.xyz"), "m.xyz: a figure's name ends in one of .png, .pdf, .svg"),
         (("--tasks", "gadre2042"), "did you mean 'evaluations/gadre2024.yaml'?"),
     ],
 )
@@ -63,6 +67,20 @@ def test_mistakes_are_one_line(predictable, words, complaint):
     assert code == 2
     assert complaint in errors
     assert errors.count("\n") == 1
+
+
+def test_options_are_looked_at_before_the_table(predictable, tmp_path):
+    _, _, errors = predictable("--margin", "5", path=tmp_path / "none.csv")
+    assert "margin is from 0" in errors
+
+
+def test_a_table_that_does_not_say_what_runs_were_trained_on(predictable, table, tmp_path):
+    path = tmp_path / "bare.csv"
+    pd.read_csv(table).drop(columns="dataset").to_csv(path, index=False)
+    code, _, errors = predictable(path=path)
+    assert code == 2
+    assert "it needs columns dataset and loss/DATASET" in errors
+    assert predictable("--loss", "loss/text", path=path)[0] == 0
 
 
 def test_a_table_that_does_not_say_what_guessing_gets(predictable, table, tmp_path):

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from scaling_jax.evaluation.downstream import Report
+    from scaling_jax.evaluation.results import TaskResult, Unscorable
     from scaling_jax.evaluation.tasks import TasksConfig
 
 
@@ -26,11 +27,13 @@ def evaluate_tasks(
     """Scores a run's newest checkpoint on tasks, prints a table and keeps the results.
 
     Raises:
-      UserError: the tasks, their files, the run or its vocabulary are not what they should be.
+      UserError: the tasks, the run or its vocabulary are not what they should be; or, once all
+        others are scored, a task's file.
     """
     from scaling_jax import mesh as meshes
     from scaling_jax.data.run_vocabulary import run_vocabulary
     from scaling_jax.evaluation import downstream, prompt_cache
+    from scaling_jax.evaluation import kept as kept_results
     from scaling_jax.evaluation import tasks as task_configs
     from scaling_jax.evaluation.model_scorer import TransformerScorer
     from scaling_jax.terminal import print_table, say
@@ -49,7 +52,7 @@ def evaluate_tasks(
         asked = dataclasses.replace(asked, max_tokens=config.model.sequence_length)
         say(f"max_tokens={asked.max_tokens}, the model's sequence length: longer rows are cut")
     step = int(restored.state["step"])
-    kept = run / "evaluations" / asked.name / f"step-{step:08d}"
+    kept = kept_results.folder(run, asked, step)
     mesh = meshes.make_mesh(config.mesh)
     report = downstream.evaluate(
         asked,
@@ -60,13 +63,26 @@ def evaluate_tasks(
         model=checkpoint.content(restored.meta),
         kept=kept,
         cache=cache or prompt_cache.default_folder(),
-        done=lambda name, result: say(f"{name}: {result.accuracy:.4f}"),
+        done=lambda name, result: say(describe(name, result)),
     )
-    print_table(task_table(report, asked), f"{asked.name}, step {step}")
+    if report.tasks:
+        print_table(task_table(report, asked), f"{asked.name}, step {step}")
     say("")
     for line in describe_means(report):
         say(line)
-    say(f"{kept}")
+    say(f"{kept_results.report_file(kept, asked)}")
+    if report.left_out:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in report.left_out.items())
+        raise UserError(f"left out: {reasons}")
+
+
+def describe(name: str, result: "TaskResult | Unscorable") -> str:
+    """A line on the task called `name`: its accuracy, or why it has none."""
+    from scaling_jax.evaluation.results import Unscorable
+
+    if isinstance(result, Unscorable):
+        return f"left out: {name}: {result.reason}"
+    return f"{name}: {result.accuracy:.4f}"
 
 
 def task_table(report: "Report", tasks: "TasksConfig") -> "pd.DataFrame":
@@ -105,7 +121,10 @@ def describe_means(report: "Report") -> list[str]:
             f"({mean.accuracy_low:.4f} to {mean.accuracy_high:.4f}), chance {mean.chance:.4f}, "
             f"centred {mean.centred:.4f} ({count})"
         )
-    return lines + [f"{name}: accuracy {value:.4f}" for name, value in report.pooled.items()]
+    for name, mean in report.pooled.items():
+        bounds = f"({mean.accuracy_low:.4f} to {mean.accuracy_high:.4f})"
+        lines.append(f"{name}: accuracy {mean.accuracy:.4f} {bounds}")
+    return lines
 
 
 def _data_folder(tasks: str, data: Path | None) -> Path:

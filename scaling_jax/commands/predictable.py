@@ -1,8 +1,9 @@
 """`scaling-jax predictable`: which downstream tasks small runs can predict."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from scaling_jax.errors import UserError
 
@@ -17,7 +18,7 @@ def predictable(
     *,
     tasks: str | None = None,
     loss: str = "",
-    law: str = "exponential",
+    law: Literal["exponential", "sigmoid"] = "exponential",
     model: str | None = None,
     margin: float = 0.1,
     tolerance: float = 0.1,
@@ -30,17 +31,17 @@ def predictable(
 
     A task counts that some run in role fit beats guessing at by more than the margin (Gadre et al.
     2024: 17 of 46 tasks, by 10 points). Its law, with the asymptote held at guessing, is fitted to
-    the runs in role fit and predicts the largest one in role held_out from the loss that law
-    over_training predicts: off = predicted / measured - 1.
+    the runs in role fit and predicts the largest one in role held_out that has the task's error,
+    from the loss that law over_training predicts: off = predicted / measured - 1.
 
     Args:
       table: records with loss/SET and error/TASK columns, and chance/TASK, the error of guessing.
       tasks: a config of tasks, such as gadre2024, that says what guessing gets where the table
         does not.
       loss: the column that the laws read; by default the loss on each dataset itself.
-      law: exponential or sigmoid.
+      law: of the error.
       model: the size whose runs, in any role, decide what counts; by default those in role fit.
-      margin: by which a task has to be above chance, 0 to 1.
+      margin: by which a task has to be above chance, from 0 to below 1.
       tolerance: by which a prediction may be off.
       level: of the intervals.
       sweep: also fit the mean over the tasks above other margins, -0.05 to 0.5 (its figure 8).
@@ -51,8 +52,7 @@ def predictable(
     from scaling_jax.terminal import print_table, say
     from scaling_jax.testbeds import predictability
 
-    if not 0 < level < 1:
-        raise UserError(f"predictable: level is between 0 and 1, not {level:g}")
+    _check(margin, tolerance, level, plot)
     rows = records.read(table)
     chance = _chance(rows, tasks, table)
     method = predictability.Method(law=law, loss=loss, level=level, tolerance=tolerance)
@@ -69,6 +69,20 @@ def predictable(
         say(f"{out}")
     if sweep or plot:
         _sweep(rows, chance, method, model, plot)
+
+
+def _check(margin: float, tolerance: float, level: float, plot: Path | None) -> None:
+    if not 0 <= margin < 1:
+        raise UserError(f"predictable: margin is from 0 to below 1, not {margin:g}")
+    if not 0 < tolerance < math.inf:
+        raise UserError(f"predictable: tolerance is above 0, such as 0.1, not {tolerance:g}")
+    if not 0 < level < 1:
+        raise UserError(f"predictable: level is between 0 and 1, not {level:g}")
+    if plot:
+        from scaling_jax.report import gallery
+
+        if plot.suffix not in gallery.SUFFIXES:
+            raise UserError(f"{plot}: a figure's name ends in one of {', '.join(gallery.SUFFIXES)}")
 
 
 def _sweep(

@@ -92,7 +92,7 @@ def evaluate(
       run: the run's folder.
       tasks: gadre2024 (the 46 tasks of Gadre et al. 2024), or a YAML file of your own.
       data: the folder with the tasks' files; by default that of your YAML file.
-      only: score these only; names of tasks or of averages, such as average_17.
+      only: score these only, tasks or averages, such as average_17; given once for each.
       vocabulary: bytes, a SentencePiece .model or a tokenizer.json; by default that of the run's
         training data.
       cache: where the tasks' token ids are kept for the next model; by default scaling_jax/prompts

@@ -1,27 +1,36 @@
 """Tasks scored with a model: from a folder of JSONL files to a report that can be kept."""
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pydantic
+
 from scaling_jax import sealed
 from scaling_jax.data.vocabularies import Vocabulary
+from scaling_jax.errors import UserError
 from scaling_jax.evaluation import generation, prompt_cache, results, scoring
 from scaling_jax.evaluation import kept as kept_results
+from scaling_jax.evaluation.kept import MadeFrom
 from scaling_jax.evaluation.prompts import Prompt
-from scaling_jax.evaluation.results import Average, Outcome, TaskResult
+from scaling_jax.evaluation.results import Average, Outcome, Pooled, TaskResult, Unscorable
 from scaling_jax.evaluation.scoring import Scorer
 from scaling_jax.evaluation.tasks import TaskConfig, TasksConfig
 
 # Answers that are generated together.
 GENERATED = 16
-REPORT_FILE = "report.json"
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """The results of a set of tasks, and what they were made with."""
+    """The results of a set of tasks, and what they were made with.
+
+    Attributes:
+      left_out: why tasks that were to be run cannot be scored.
+      made_from: of all these tasks (scaling_jax.evaluation.kept).
+    """
 
     name: str
     model: str
@@ -30,7 +39,12 @@ class Report:
     seed: int
     tasks: dict[str, TaskResult]
     averages: dict[str, Average]
-    pooled: dict[str, float]
+    pooled: dict[str, Pooled]
+    left_out: dict[str, str]
+    made_from: dict[str, MadeFrom]
+
+
+_REPORT = pydantic.TypeAdapter(Report)
 
 
 def evaluate(
@@ -43,37 +57,44 @@ def evaluate(
     model: str = "",
     kept: Path | None = None,
     cache: Path | None = None,
-    done: Callable[[str, TaskResult], None] = lambda name, result: None,
+    done: Callable[[str, TaskResult | Unscorable], None] = lambda name, result: None,
 ) -> Report:
-    """Scores a model on the tasks that are there.
+    """Scores a model on the tasks that are there; one whose file cannot be scored is left out.
 
     Args:
       tasks: the config; its averages are over all its tasks.
       present: those to run (`tasks.locate`), their files in `folder`.
       model: says by its content which model `scorer` is.
-      kept: a folder that gets `<task>.json` as soon as a task is done, and REPORT_FILE at the end.
-        A task that is kept there, of the same model, settings and file, is not run again, and is
-        part of the report even if it is not in `present`.
+      kept: a folder that gets a file as soon as a task is done, and the report at the end
+        (scaling_jax.evaluation.kept). A task that is kept there, of the same model, settings and
+        file, is not run again, and is part of the report even if it is not in `present`.
       cache: a folder for prompts as token ids, of this and other models
         (`prompt_cache.default_folder`).
       done: called after each task of `present`.
-
-    Raises:
-      UserError: a file is not what it should be.
     """
     found: dict[str, TaskResult] = {}
+    left_out: dict[str, str] = {}
+    origins: dict[str, MadeFrom] = {}
     for name, task in ({**tasks.tasks, **present} if kept else present).items():
         path = folder / task.data
-        origin = kept_results.made_from(task, path, vocabulary, tasks, model)
-        result = kept_results.read(kept / f"{name}.json", origin) if kept else None
+        origin = kept_results.made_from(task, path, tasks, vocabulary.sha256, model)
+        file = kept_results.file(kept, name, origin) if kept else None
+        result = kept_results.read(file, origin) if file else None
         if name in present:
             if result is None:
-                result = run(task, path, vocabulary, scorer, tasks, cache)
-                if kept:
-                    kept_results.write(kept / f"{name}.json", origin, result)
+                try:
+                    result = run(task, path, vocabulary, scorer, tasks, cache)
+                except UserError as error:
+                    result = Unscorable(str(error))
+                if file:
+                    kept_results.write(file, origin, result)
             done(name, result)
-        if result is not None:
+            if isinstance(result, Unscorable):
+                left_out[name] = result.reason
+        if isinstance(result, TaskResult):
             found[name] = result
+        if result is not None:
+            origins[name] = origin
     report = Report(
         name=tasks.name,
         model=model,
@@ -83,10 +104,24 @@ def evaluate(
         tasks=found,
         averages=results.averages(tasks, found),
         pooled=results.pooled(tasks, found),
+        left_out=left_out,
+        made_from=origins,
     )
     if kept:
-        sealed.write(kept / REPORT_FILE, summary(report))
+        sealed.write(kept_results.report_file(kept, tasks), summary(report))
     return report
+
+
+def read(path: Path) -> Report | None:
+    """The report kept in `path`, without its questions; None, with a warning, if it is damaged."""
+    try:
+        return _REPORT.validate_python(sealed.read(path))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        warnings.warn(f"{path}: damaged and not used: {reason}", stacklevel=2)
+        return None
 
 
 def run(

@@ -1,18 +1,12 @@
 """Greedy answers in words, and whether they are right: for question answering."""
 
-import re
-import string
 from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Int32
 
+from scaling_jax.evaluation.answers import normalize
 from scaling_jax.evaluation.scoring import LENGTHS, Scorer, at_least
-
-# Quotation marks that count as punctuation besides ASCII's.
-PUNCTUATION = re.escape(string.punctuation + "‘’´`")
-_PUNCTUATION = re.compile(f"[{PUNCTUATION}]")
-_ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 
 def generate(
@@ -45,9 +39,3 @@ def is_right(answer: str, aliases: Sequence[str], cot_delimiter: str = "") -> bo
     if cot_delimiter:
         answer = answer.split(cot_delimiter)[-1]
     return normalize(answer).startswith(tuple(map(normalize, aliases)))
-
-
-def normalize(text: str) -> str:
-    """Lower case, without punctuation, articles and repeated spaces."""
-    text = _PUNCTUATION.sub(" ", text.replace("_", " ").lower())
-    return " ".join(_ARTICLES.sub(" ", text).split())

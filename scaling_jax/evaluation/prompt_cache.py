@@ -29,6 +29,8 @@ from scaling_jax.evaluation.tasks import TaskConfig
 
 # To be raised when the same settings make other prompts, or a file is laid out in another way.
 FORMAT = 1
+# What turns text into token ids.
+LIBRARIES = [tokenizers.__version__, sentencepiece.__version__]
 # Of a task, what says where it belongs and not how it is asked.
 NOT_IN_PROMPTS = ("data", "group", "chance", "git_blob")
 SHA256_BYTES = 32
@@ -86,7 +88,7 @@ def _key(task: TaskConfig, blob: str, vocabulary: Vocabulary, max_tokens: int, s
         del settings[name]
     determining = {
         "format": FORMAT,
-        "libraries": [tokenizers.__version__, sentencepiece.__version__],
+        "libraries": LIBRARIES,
         "data_git_blob": blob,
         "vocabulary_sha256": vocabulary.sha256,
         "task": settings,

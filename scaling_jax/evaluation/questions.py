@@ -7,11 +7,13 @@ continuation, language modelling and question answering one of each.
 
 import dataclasses
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from scaling_jax.errors import UserError, nearest
+from scaling_jax.evaluation.answers import normalize
 from scaling_jax.evaluation.tasks import TaskConfig
 
 # Keys whose value is text; the others hold a list of texts, or the number of the right one.
@@ -98,7 +100,20 @@ def _parse(task: TaskConfig, line: str, where: str) -> dict[str, Any]:
             raise UserError(f"{where}: a {task.type} question needs '{key}' ({nearest(key, row)})")
     for key in row.keys() & {*needed, "aliases"}:
         _check(row, key, where)
-    return {key: value.strip() if key in TEXTS else value for key, value in row.items()}
+    if task.type == "question_answering":
+        for name in (row["answer"], *row.get("aliases", [])):
+            if not normalize(name):
+                warnings.warn(
+                    f"{where}: answer '{name.strip()}' is nothing once articles and punctuation "
+                    "are removed: any answer counts",
+                    stacklevel=2,
+                )
+    return {key: _stripped(value) if key in TEXTS else value for key, value in row.items()}
+
+
+def _stripped(value: Any) -> Any:
+    """A text without space around it; what the task does not need may be something else."""
+    return value.strip() if isinstance(value, str) else value
 
 
 def _check(row: Mapping[str, Any], key: str, where: str) -> None:

@@ -58,6 +58,8 @@ class TaskResult:
       prompts_sha256, data_git_blob: content of the prompts and of the file.
       is_released_data: whether the file is the one that the config names by its content; None if
         it names none.
+      counts: right answers of each category; of all questions, called "", where there is none.
+      outcomes: of every question; none in a report.
     """
 
     questions: int
@@ -74,7 +76,24 @@ class TaskResult:
     prompts_sha256: str
     data_git_blob: str
     is_released_data: bool | None
-    outcomes: tuple[Outcome, ...]
+    counts: dict[str, Count]
+    outcomes: tuple[Outcome, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Unscorable:
+    """What a task has instead of a result if its file cannot be scored."""
+
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Pooled:
+    """An unweighted mean over the categories of several tasks, with 95 % bounds."""
+
+    accuracy: float
+    accuracy_low: float
+    accuracy_high: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,6 +162,7 @@ def task_result(
         prompts_sha256=prompts_sha256,
         data_git_blob=data_git_blob,
         is_released_data=data_git_blob == task.git_blob if task.git_blob else None,
+        counts=counts,
         outcomes=tuple(outcomes),
     )
 
@@ -160,7 +180,7 @@ def averages(tasks: TasksConfig, results: Mapping[str, TaskResult]) -> dict[str,
         there = [results[task] for task in names if task in results]
         if there:
             accuracy, low, high = proportions.mean(
-                [list(_counts(result.outcomes).values()) for result in there]
+                [list(result.counts.values()) for result in there]
             )
             found[name] = Average(
                 accuracy=accuracy,
@@ -174,22 +194,17 @@ def averages(tasks: TasksConfig, results: Mapping[str, TaskResult]) -> dict[str,
     return found
 
 
-def pooled(tasks: TasksConfig, results: Mapping[str, TaskResult]) -> dict[str, float]:
+def pooled(tasks: TasksConfig, results: Mapping[str, TaskResult]) -> dict[str, Pooled]:
     """The config's means over the categories of several tasks; only where all were scored.
 
     A task without categories counts as one.
     """
-    return {
-        name: _mean(
-            [
-                share
-                for task in names
-                for share in results[task].categories.values() or [results[task].accuracy]
-            ]
-        )
-        for name, names in tasks.pooled.items()
-        if all(task in results for task in names)
-    }
+    found = {}
+    for name, names in tasks.pooled.items():
+        if all(task in results for task in names):
+            counts = [count for task in names for count in results[task].counts.values()]
+            found[name] = Pooled(*proportions.mean([[count] for count in counts]))
+    return found
 
 
 def _counts(outcomes: Sequence[Outcome]) -> dict[str, Count]:

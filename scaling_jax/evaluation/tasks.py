@@ -82,6 +82,10 @@ class TasksConfig:
     def __post_init__(self) -> None:
         if not self.tasks:
             raise ValueError("tasks names none: at least one is needed")
+        if "report" in self.tasks:
+            raise ValueError(
+                "tasks.report: the file of all results is called so; give the task another name"
+            )
         for kind in ("averages", "pooled"):
             for name, members in getattr(self, kind).items():
                 if not members:

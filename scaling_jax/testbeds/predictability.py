@@ -69,7 +69,7 @@ def by_task(
     """A row for each dataset and task, best first: how far above chance, how well its law predicts.
 
     Laws are fitted to the rows in role `fit` (all, without roles) and predict the held-out run of
-    most compute.
+    most compute that has the task's error.
 
     Args:
       table: records.
@@ -86,10 +86,12 @@ def by_task(
         predicted: off by no more than the tolerance
         uncertain: off by more, but the interval holds what was measured
         missed: it does not
+        not measured: no held-out run has an error of the task
         above chance: no run is held out
 
     Raises:
-      UserError: as `laws.fit`; there is no run that decides, or none has an error of these tasks.
+      UserError: as `laws.fit`; there is no run that decides, none has an error of these tasks, or
+        a dataset has no column of its loss.
     """
     found = []
     for dataset, rows in _datasets(table, model):
@@ -104,7 +106,7 @@ def by_task(
             row |= {"above_chance": error - best, "verdict": "near chance"}
             if error - best > margin:
                 row |= predictor.predict(rows, column, error)
-                row["verdict"] = _verdict(row, method.tolerance)
+                row["verdict"] = _verdict(row, method.tolerance, predictor.is_tested)
             found.append(row)
     if not found:
         raise UserError(f"records table: no run has an error of these tasks: {', '.join(chance)}")
@@ -150,35 +152,38 @@ def sweep(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Predictor:
-    """The loss law of one dataset's runs, and which run it predicts, if one is held out."""
+    """The loss law of one dataset's runs, and whether some are held out."""
 
     loss: laws.Fit
-    run: str | None
+    is_tested: bool
     method: Method
 
     @classmethod
     def of(cls, rows: pd.DataFrame, dataset: str, method: Method) -> "_Predictor":
         loss = method.loss or f"loss/{dataset}"
+        if loss not in rows and not method.loss:
+            raise UserError(
+                f"records table: no column '{loss}': it needs columns dataset and loss/DATASET, "
+                "the loss on what a run was trained on; or give --loss, the column that laws read"
+            )
         known, held_out = split(rows)
-        ordered = held_out.sort_values("flops_6nd")["run"]
-        run = str(ordered.iloc[-1]) if len(ordered) else None
-        return cls(laws.fit("over_training", known, target=loss), run, method)
+        return cls(laws.fit("over_training", known, target=loss), not held_out.empty, method)
 
     def predict(self, rows: pd.DataFrame, column: str, chance: float) -> dict[str, Any]:
-        """The prediction of `column`, what was measured, and how far off it is."""
+        """The prediction of `column` for the largest held-out run that has it, and how far off."""
         known, held_out = split(rows)
-        run = held_out[held_out["run"] == self.run]
-        if run.empty or not run[column].iloc[0] > 0:
+        measured = held_out[held_out[column] > 0].sort_values("flops_6nd")
+        if measured.empty:
             return {}
+        run = measured.iloc[-1]
         pin = chance if self.method.pinned else None
         error = laws.fit(self.method.law, known, target=column, loss=self.loss.target, chance=pin)
-        at = {name: float(run[name].iloc[0]) for name in self.loss.form.inputs}
+        at = {name: float(run[name]) for name in self.loss.form.inputs}
         found = laws.chained(self.loss, error).predict(level=self.method.level, **at)
         ends = {"predicted": found.value, "low": found.low, "high": found.high}
-        measured = float(run[column].iloc[0])
         off = {"off": found.value, "off_low": found.low, "off_high": found.high}
-        relative = {name: value / measured - 1 for name, value in off.items()}
-        return {**ends, "measured": measured, **relative}
+        relative = {name: value / float(run[column]) - 1 for name, value in off.items()}
+        return {**ends, "measured": float(run[column]), **relative}
 
 
 def _datasets(table: pd.DataFrame, model: str | None) -> list[tuple[str, pd.DataFrame]]:
@@ -200,10 +205,10 @@ def _deciding(rows: pd.DataFrame, model: str | None) -> pd.DataFrame:
     return split(rows)[0] if model is None else rows[rows["model"] == model]
 
 
-def _verdict(row: Mapping[str, Any], tolerance: float) -> str:
+def _verdict(row: Mapping[str, Any], tolerance: float, is_tested: bool) -> str:
     """What `by_task` says of a task that is above chance."""
     if "measured" not in row:
-        return "above chance"
+        return "not measured" if is_tested else "above chance"
     if abs(row["off"]) <= tolerance:
         return "predicted"
     return "uncertain" if row["low"] <= row["measured"] <= row["high"] else "missed"

@@ -7,6 +7,7 @@ import pytest
 from scaling_jax.data.fetch import git_blob
 from scaling_jax.data.vocabularies import ByteVocabulary
 from scaling_jax.evaluation import downstream, tasks
+from scaling_jax.evaluation.results import Unscorable
 from scaling_jax.evaluation.scoring import TargetScores
 from scaling_jax.evaluation.tasks import TaskConfig, TasksConfig
 
@@ -31,6 +32,10 @@ def alphabet(tokens, positions, targets):
     space = BYTES.encode(" ")[0]
     likeliest = np.where(last == space, before + 1, space)
     return TargetScores(np.where(targets == likeliest, -0.1, -5.0), likeliest)
+
+
+def broken(*_):
+    raise InterruptedError
 
 
 @pytest.fixture
@@ -70,14 +75,20 @@ def test_a_model_that_knows_the_alphabet(report):
     assert report.averages["words"].accuracy == 0.5
 
 
-def evaluate(folder, kept, scorer=alphabet, config=CONFIG, model="a", only=()):
-    present, _ = tasks.locate(tasks.select(config, only), folder)
+def evaluate(folder, kept, scorer=alphabet, config=CONFIG, model="a", names=()):
+    present, _ = tasks.locate(tasks.select(config, names), folder)
     return downstream.evaluate(config, present, folder, BYTES, scorer, model=model, kept=kept)
+
+
+def only(folder, name):
+    """The one file in `folder` of what is called `name`."""
+    (path,) = folder.glob(f"{name}-*.json")
+    return path
 
 
 def test_what_is_kept_says_what_it_was_made_from(folder, tmp_path):
     evaluate(folder, tmp_path / "kept")
-    kept = json.loads((tmp_path / "kept" / "words.json").read_text())
+    kept = json.loads(only(tmp_path / "kept", "words").read_text())
     made_from, result = kept["made_from"], kept["result"]
     assert (made_from["model"], made_from["vocabulary_sha256"]) == ("a", BYTES.sha256)
     assert (made_from["max_tokens"], made_from["seed"]) == (2048, 1234)
@@ -85,19 +96,15 @@ def test_what_is_kept_says_what_it_was_made_from(folder, tmp_path):
     assert made_from["data_git_blob"] == result["data_git_blob"] == blob
     assert len(result["prompts_sha256"]) == 64
     assert [each["correct"] for each in result["outcomes"]] == [True, False]
-    report = json.loads((tmp_path / "kept" / downstream.REPORT_FILE).read_text())
+    report = json.loads(only(tmp_path / "kept", "report").read_text())
     assert report["tasks"]["words"]["accuracy"] == 0.5
     assert report["averages"]["words"]["tasks"] == 2
 
 
 def test_what_is_kept_is_not_run_again(folder, tmp_path):
     first = evaluate(folder, tmp_path / "kept")
-
-    def broken(*_):
-        raise InterruptedError
-
     assert evaluate(folder, tmp_path / "kept", broken) == first
-    (tmp_path / "kept" / "schema.json").unlink()
+    only(tmp_path / "kept", "schema").unlink()
     with pytest.raises(InterruptedError):
         evaluate(folder, tmp_path / "kept", broken)
     assert evaluate(folder, tmp_path / "kept") == first
@@ -105,33 +112,33 @@ def test_what_is_kept_is_not_run_again(folder, tmp_path):
 
 def test_the_report_is_of_all_that_is_kept(folder, tmp_path):
     kept = tmp_path / "kept"
-    evaluate(folder, kept, only=["words"])
-    evaluate(folder, kept, only=["answers"])
-    apart = json.loads((kept / downstream.REPORT_FILE).read_text())
+    evaluate(folder, kept, names=["words"])
+    evaluate(folder, kept, names=["answers"])
+    apart = json.loads(only(kept, "report").read_text())
     assert list(apart["tasks"]) == ["words", "answers"]
     assert apart["averages"]["words"]["tasks"] == 2
     # Those of another model, of other settings or of a file that has changed are not.
     (folder / "words.jsonl").write_text('{"context": "a b c", "continuation": "d"}\n')
     other = dataclasses.replace(CONFIG.tasks["answers"], shots=1)
     config = dataclasses.replace(CONFIG, tasks={**CONFIG.tasks, "answers": other})
-    assert list(evaluate(folder, kept, config=config, only=["choice"]).tasks) == ["choice"]
-    assert list(evaluate(folder, kept, model="b", only=["schema"]).tasks) == ["schema"]
+    assert list(evaluate(folder, kept, config=config, names=["choice"]).tasks) == ["choice"]
+    assert list(evaluate(folder, kept, model="b", names=["schema"]).tasks) == ["schema"]
     # That of a file which is not there any more is.
     (folder / "answers.jsonl").unlink()
-    assert list(evaluate(folder, kept, only=["choice"]).tasks) == ["choice", "answers"]
+    assert list(evaluate(folder, kept, names=["choice"]).tasks) == ["choice", "answers"]
 
 
 def test_a_damaged_result_is_made_anew(folder, tmp_path):
     first = evaluate(folder, tmp_path / "kept")
-    (tmp_path / "kept" / "schema.json").write_text('{"made_from": ')
-    with pytest.warns(UserWarning, match=r"schema\.json: damaged"):
+    only(tmp_path / "kept", "schema").write_text('{"made_from": ')
+    with pytest.warns(UserWarning, match=r"schema-\w+\.json: damaged"):
         assert evaluate(folder, tmp_path / "kept") == first
     assert evaluate(folder, tmp_path / "kept") == first
 
 
 def test_bounds_are_in_what_is_written(folder, tmp_path):
     evaluate(folder, tmp_path / "kept")
-    report = json.loads((tmp_path / "kept" / downstream.REPORT_FILE).read_text())
+    report = json.loads(only(tmp_path / "kept", "report").read_text())
     for found in (*report["tasks"].values(), *report["averages"].values()):
         assert 0 <= found["accuracy_low"] < found["accuracy_high"] <= 1
     # Twice one of two, against two of four in one task.
@@ -141,10 +148,6 @@ def test_bounds_are_in_what_is_written(folder, tmp_path):
 
 def test_what_was_made_from_something_else_is_run_again(folder, tmp_path):
     evaluate(folder, tmp_path / "kept")
-
-    def broken(*_):
-        raise InterruptedError
-
     with pytest.raises(InterruptedError):
         evaluate(folder, tmp_path / "kept", broken, model="b")
     for changed in ({"seed": 1}, {"max_tokens": 100}):
@@ -156,6 +159,55 @@ def test_what_was_made_from_something_else_is_run_again(folder, tmp_path):
         file.write("\n")
     with pytest.raises(InterruptedError):
         evaluate(folder, tmp_path / "kept", broken)
+
+
+def test_what_other_settings_give_lies_beside_it(folder, tmp_path):
+    kept = tmp_path / "kept"
+    first = evaluate(folder, kept)
+    before = {path: path.read_bytes() for path in kept.iterdir()}
+    changed = dataclasses.replace(CONFIG.tasks["choice"], shots=0)
+    config = dataclasses.replace(CONFIG, tasks={**CONFIG.tasks, "choice": changed})
+    evaluate(folder, kept, config=config)
+    assert before == {path: path.read_bytes() for path in before}
+    added = {path.name.split("-")[0] for path in kept.iterdir() if path not in before}
+    assert added == {"choice", "report"}
+    assert evaluate(folder, kept) == first
+
+
+@pytest.mark.parametrize("part", ["FORMAT", "prompt_cache.LIBRARIES"])
+def test_what_another_version_of_the_program_has_kept_is_run_again(
+    folder, tmp_path, monkeypatch, part
+):
+    evaluate(folder, tmp_path / "kept", names=["words"])
+    monkeypatch.setattr(f"scaling_jax.evaluation.kept.{part}", "other")
+    with pytest.raises(InterruptedError):
+        evaluate(folder, tmp_path / "kept", broken, names=["words"])
+
+
+def test_a_task_that_cannot_be_scored_is_left_out_and_not_tried_again(
+    folder, tmp_path, monkeypatch
+):
+    path, kept = folder / "schema.jsonl", tmp_path / "kept"
+    good = path.read_text()
+    path.write_text("{}\n")
+    heard = []
+    present, _ = tasks.locate(CONFIG.tasks, folder)
+    config = dataclasses.replace(CONFIG, averages={"two": ("words", "schema")})
+    report = downstream.evaluate(
+        config, present, folder, BYTES, alphabet, kept=kept, done=lambda *both: heard.append(both)
+    )
+    assert list(report.tasks) == ["choice", "words", "answers"]
+    reason = f"{path}, line 1: a schema question needs 'context_options' (known: )"
+    assert report.left_out == {"schema": reason}
+    assert ("schema", Unscorable(reason)) in heard
+    assert report.averages["two"].missing == ("schema",)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(downstream, "run", broken)
+        again = downstream.evaluate(config, present, folder, BYTES, alphabet, kept=kept)
+    assert again == report
+    path.write_text(good)
+    assert evaluate(folder, kept, config=config, model="").left_out == {}
 
 
 def test_git_names_contents_so():

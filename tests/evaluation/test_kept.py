@@ -3,8 +3,8 @@ import json
 import pytest
 
 from scaling_jax.evaluation import kept, results
-from scaling_jax.evaluation.results import Outcome
-from scaling_jax.evaluation.tasks import TaskConfig
+from scaling_jax.evaluation.results import Outcome, Unscorable
+from scaling_jax.evaluation.tasks import TaskConfig, TasksConfig
 
 ORIGIN = {"model": "a", "data_git_blob": "b"}
 RESULT = results.task_result(
@@ -24,6 +24,22 @@ def path(tmp_path):
 def test_a_result_comes_back(path):
     assert kept.read(path, ORIGIN) == RESULT
     assert kept.read(path, {"model": "a"}) == RESULT
+
+
+def test_why_there_is_none_comes_back(tmp_path):
+    kept.write(tmp_path / "task.json", ORIGIN, Unscorable("line 1: empty"))
+    assert kept.read(tmp_path / "task.json", ORIGIN) == Unscorable("line 1: empty")
+
+
+def test_what_is_not_known_is_not_compared(tmp_path):
+    task = TaskConfig(data="x.jsonl", type="schema")
+    asked = TasksConfig(tasks={"x": task})
+    (tmp_path / "x.jsonl").write_text("one")
+    whole = kept.made_from(task, tmp_path / "x.jsonl", asked, "words", "model")
+    less = kept.made_from(task, tmp_path / "gone.jsonl", asked, None, None)
+    assert whole.keys() - less.keys() == {"model", "vocabulary_sha256", "data_git_blob"}
+    assert whole | less == whole
+    assert kept.file(tmp_path, "x", whole) == kept.file(tmp_path, "x", less)
 
 
 def test_of_another_origin_or_absent_there_is_none(path):

@@ -79,6 +79,20 @@ def test_a_wrong_line_is_named(path, kind, row, words):
         questions.read(task(kind), path)
 
 
+@pytest.mark.parametrize("changes", [{"answer": " A "}, {"aliases": ["4", "The !"]}])
+def test_an_answer_that_everything_begins_with_is_warned_of(path, changes):
+    good = {"context": "2+2?", "answer": "4", "aliases": ["four"]}
+    write(path, good, good | changes)
+    with pytest.warns(UserWarning, match=r"line 2: answer '(A|The !)' is nothing once articles"):
+        questions.read(task("question_answering"), path)
+
+
+def test_what_a_task_does_not_need_may_be_anything(path):
+    write(path, CHOICE | {"category": None}, CHOICE | {"category": 3})
+    (found,) = questions.read(task("multiple_choice"), path).values()
+    assert len(found) == 2
+
+
 def test_files_without_questions(path):
     with pytest.raises(UserError, match="cannot be read"):
         questions.read(task("schema"), path)

@@ -1,8 +1,9 @@
 import pytest
 
-from scaling_jax.evaluation import results
+from scaling_jax.evaluation import proportions, results
 from scaling_jax.evaluation.prompts import Prompt
-from scaling_jax.evaluation.results import Outcome
+from scaling_jax.evaluation.proportions import Count
+from scaling_jax.evaluation.results import Outcome, Pooled
 from scaling_jax.evaluation.scoring import ChoiceScore
 from scaling_jax.evaluation.tasks import TaskConfig, TasksConfig
 
@@ -25,16 +26,10 @@ def outcomes(*correct, category="", margin=None):
     ]
 
 
-def result(accuracy, chance=0.0, categories=None):
-    task = TaskConfig(data="x", type="schema", chance=chance, has_categories=bool(categories))
-    found = results.task_result(
-        task, outcomes(*([True] * accuracy), *([False] * (4 - accuracy))), "", ""
-    )
-    return (
-        found
-        if categories is None
-        else found.__class__(**(vars(found) | {"categories": categories}))
-    )
+def result(accuracy, chance=0.0):
+    task = TaskConfig(data="x", type="schema", chance=chance)
+    answers = outcomes(*([True] * accuracy), *([False] * (4 - accuracy)))
+    return results.task_result(task, answers, "", "")
 
 
 def test_choices_are_compared_by_token():
@@ -106,6 +101,13 @@ def test_pooled_means_are_over_categories():
     tasks = TasksConfig(
         tasks={"a": CHOICE, "b": CHOICE}, pooled={"both": ("a", "b"), "one": ("a",)}
     )
-    a = result(1, categories={"x": 1.0, "y": 0.5})
-    assert results.pooled(tasks, {"a": a}) == {"one": 0.75}
-    assert results.pooled(tasks, {"a": a, "b": result(0)})["both"] == pytest.approx(0.5)
+    answers = [*outcomes(True, category="x"), *outcomes(True, False, category="y")]
+    a = results.task_result(CHOICE, answers, "", "")
+    assert {name: mean.accuracy for name, mean in results.pooled(tasks, {"a": a}).items()} == {
+        "one": 0.75
+    }
+    both = results.pooled(tasks, {"a": a, "b": result(0)})["both"]
+    counts = [[Count(1, 1)], [Count(1, 2)], [Count(0, 4)]]
+    assert both == Pooled(*proportions.mean(counts))
+    assert both.accuracy == pytest.approx(0.5)
+    assert both.accuracy_low < 0.5 < both.accuracy_high

@@ -1,6 +1,8 @@
 """A testbed's runs are scored on tasks, resumably, and the scores become columns of the records."""
 
+import dataclasses
 import json
+import shutil
 
 import pytest
 
@@ -89,7 +91,8 @@ def test_errors_and_their_bounds_are_columns_and_whole_averages_only(finished):
     kept = runs[0].folder(out) / "evaluations" / "own" / step
     right = {}
     for task in ("cloze", "choice"):
-        outcomes = json.loads((kept / f"{task}.json").read_text())["result"]["outcomes"]
+        (file,) = kept.glob(f"{task}-*.json")
+        outcomes = json.loads(file.read_text())["result"]["outcomes"]
         right[task] = [outcome["correct"] for outcome in outcomes]
         assert row[f"error/{task}"] == pytest.approx(1 - sum(right[task]) / len(right[task]))
         assert row[f"error/{task}/low"] <= row[f"error/{task}"] <= row[f"error/{task}/high"]
@@ -120,6 +123,81 @@ def test_a_finished_run_is_done_until_a_task_is_added(finished, folder, monkeypa
     assert [done.now for done in runner.run_all(more, out)] == [True]
     assert scored == ["choice.jsonl"]
     assert "error/three" in runner.write_table(more, out)
+
+
+def test_what_has_changed_is_scored_anew(finished, folder):
+    runs, out = finished
+    before = runner.write_table(runs, out).iloc[0]
+    file = folder / "choice.jsonl"
+    kept = file.read_text()
+    try:
+        flipped = [json.loads(line) for line in kept.splitlines()]
+        flipped = [{**row, "gold": (row["gold"] + 1) % 3} for row in flipped]
+        file.write_text("".join(json.dumps(row) + "\n" for row in flipped))
+        assert runner.status(runs[0], out).word == "trained"
+        with pytest.warns(UserWarning, match="without lost"):
+            assert [done.now for done in runner.run_all(runs, out)] == [True]
+        after = runner.write_table(runs, out).iloc[0]
+    finally:
+        file.write_text(kept)
+    assert after["error/cloze"] == before["error/cloze"]
+    assert after["error/choice"] != before["error/choice"]
+    assert after["error/both"] != before["error/both"]
+    assert runner.status(runs[0], out).word == "trained"
+    with pytest.warns(UserWarning, match="without lost"):
+        list(runner.run_all(runs, out))
+    assert runner.write_table(runs, out).iloc[0]["error/both"] == before["error/both"]
+
+
+@pytest.mark.filterwarnings("ignore:.*without lost")
+def test_an_average_is_over_what_the_config_says_now(finished, folder, monkeypatch):
+    _, out = finished
+    (folder / "fewer.yaml").write_text(TASKS.replace("[cloze, choice]", "[cloze, lost]"))
+    fewer = plan(folder, config=str(folder / "fewer.yaml"))
+    with monkeypatch.context() as patch:
+        patch.setattr(run_tasks.downstream, "run", lambda *_: pytest.fail("scored"))
+        list(runner.run_all(fewer, out))
+    columns = set(runner.write_table(fewer, out))
+    assert {"error/cloze", "error/choice"} < columns
+    assert "error/both" not in columns
+
+
+def test_a_task_that_cannot_be_scored_is_warned_of_once(finished, folder):
+    _, out = finished
+    (folder / "long.jsonl").write_text(
+        json.dumps({"query": "the", "choices": ["cat" * 9, "dog"], "gold": 0}) + "\n"
+    )
+    (folder / "long.yaml").write_text(TASKS.replace("lost.jsonl", "long.jsonl"))
+    longer = plan(folder, config=str(folder / "long.yaml"))
+    with pytest.warns(UserWarning, match=r"left out: lost: .*long.jsonl: question 0: 2\d tokens"):
+        list(runner.run_all(longer, out))
+    assert [done.now for done in runner.run_all(longer, out)] == [False]
+    columns = set(runner.write_table(longer, out))
+    assert "error/both" in columns
+    assert not {"error/lost", "error/three"} & columns
+
+
+def test_what_lies_elsewhere_now_is_taken_for_unchanged(finished, folder, tmp_path):
+    runs, out = finished
+    elsewhere = tmp_path / "copy"
+    shutil.copytree(out, elsewhere)
+    shutil.rmtree(runs[0].folder(elsewhere) / "checkpoints")
+    moved = dataclasses.replace(runs[0].config.data, folder=str(tmp_path / "nowhere"))
+    run = dataclasses.replace(runs[0], config=dataclasses.replace(runs[0].config, data=moved))
+    found = run_tasks.read(run.config, runs[0].folder(elsewhere), run.budget.steps)
+    assert found is not None
+    assert set(found.tasks) == {"cloze", "choice"}
+
+
+@pytest.mark.filterwarnings("ignore:.*without lost")
+def test_a_damaged_report_is_named_and_made_anew(finished):
+    runs, out = finished
+    before = runner.write_table(runs, out)
+    for report in runs[0].folder(out).glob("evaluations/own/*/report-*.json"):
+        report.write_text(report.read_text().replace("0", "1", 1))
+    with pytest.warns(UserWarning, match=r"report-\w+\.json: damaged and not used"):
+        list(runner.run_all(runs, out))
+    assert runner.write_table(runs, out).equals(before)
 
 
 def test_tasks_do_not_change_which_run_it_is(folder):

@@ -59,6 +59,7 @@ def test_five_lines_are_a_task(tmp_path):
         (OWN.replace("    data: quiz.jsonl\n", ""), ["tasks.my_quiz.data", "missing"]),
         (OWN.replace("5", "-1"), ["tasks.my_quiz.shots", "-1"]),
         ("tasks: {}\n", ["tasks", "at least one"]),
+        (OWN.replace("my_quiz", "report"), ["tasks.report", "another name"]),
         (OWN + "averages:\n  all: [my_qiuz]\n", ["averages.all", "my_qiuz", "my_quiz"]),
         (OWN + "    cot_delimiter: '#'\n", ["my_quiz", "cot_delimiter", "question_answering"]),
     ],

@@ -90,6 +90,20 @@ def test_off_by_more_than_the_tolerance_inside_the_interval_is_uncertain():
     assert set(predictability.by_task(table, {"easy": 1.0}, method)["verdict"]) == {"uncertain"}
 
 
+def test_the_largest_held_out_run_that_has_the_task_is_predicted():
+    table = made()
+    table.loc[7, "role"] = "held_out"
+    whole = predictability.by_task(table, {"easy": 1.0}, METHOD).iloc[0]
+    assert whole["measured"] == table["error/easy"][8]
+    table.loc[8, "error/easy"] = np.nan
+    smaller = predictability.by_task(table, {"easy": 1.0}, METHOD).iloc[0]
+    assert smaller["measured"] == table["error/easy"][7]
+    assert smaller["verdict"] == "predicted"
+    table.loc[7, "error/easy"] = np.nan
+    found = predictability.by_task(table, {"easy": 1.0, "quiz": 0.75}, METHOD).set_index("task")
+    assert found["verdict"].to_dict() == {"easy": "not measured", "quiz": "predicted"}
+
+
 def test_without_held_out_runs_tasks_are_above_chance_or_not():
     found = predictability.by_task(made()[:8], CHANCE).set_index("task")["verdict"]
     assert dict(found) == {"easy": "above chance", "quiz": "above chance", "hard": "near chance"}
