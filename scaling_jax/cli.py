@@ -30,7 +30,14 @@ from scaling_jax.commands import (
     runs,
     testbeds,
 )
-from scaling_jax.errors import HeldError, Interrupted, NonFiniteLossError, PeerError, UserError
+from scaling_jax.errors import (
+    HeldError,
+    Interrupted,
+    NonFiniteLossError,
+    OutageError,
+    PeerError,
+    UserError,
+)
 
 TRY_AGAIN_LATER = 75  # EX_TEMPFAIL of sysexits.h
 
@@ -70,7 +77,7 @@ def main() -> None:
         _exit(f"error: {_one_line(error)}", TRY_AGAIN_LATER)
     except NonFiniteLossError as error:
         _exit(f"error: {error}", 1)
-    except (HeldError, PeerError) as error:
+    except (HeldError, PeerError, OutageError) as error:
         _exit(f"error: {error}", TRY_AGAIN_LATER)
     except Interrupted as error:
         _exit(f"{error}; the same command goes on from there", 128 + error.signal)
@@ -81,7 +88,8 @@ def main() -> None:
         code = storage.fault(error)
         if code is not None:
             where = getattr(error, "filename", None) or "the storage"
-            _exit(f"error: {where}: {storage.in_words(code)}", 2)
+            passing = code in storage.PASSING
+            _exit(f"error: {where}: {storage.in_words(code)}", TRY_AGAIN_LATER if passing else 2)
         if not _several_processes():
             raise
         _exit(traceback.format_exc().rstrip(), 1)

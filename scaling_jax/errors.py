@@ -31,6 +31,10 @@ class PeerError(Exception):
     """Another process of the same run did not come, or is gone; exit code 75: try again."""
 
 
+class OutageError(Exception):
+    """The storage or the network does not answer; nothing is lost; exit code 75: try again."""
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """A hint to append to an error about an unknown word: the closest known one, or all of them."""
     choices = sorted(known)

@@ -4,11 +4,12 @@
 damaged array bytes without a word, so `meta` carries a fingerprint of every array and a checksum of
 itself (`scaling_jax.sealed`), checked at restore; a step that does not match is set aside and the
 one before it is used. Files that play no part in what is restored may be damaged unseen.
+
+Several processes read without waiting for each other and then agree on what was found.
 """
 
 import contextlib
 import dataclasses
-import errno
 import hashlib
 import importlib.metadata
 import json
@@ -24,10 +25,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 
 from scaling_jax import sealed, storage
-from scaling_jax.errors import UserError
+from scaling_jax.errors import OutageError, UserError
+from scaling_jax.training import agreement, distributed
 from scaling_jax.training.state import TrainState
 
 Curve = dict[str, np.ndarray]
@@ -35,8 +36,17 @@ Meta = dict[str, Any]
 
 # What the names of fingerprints begin with.
 STATE, CURVE = "state", "curve"
+# What orbax and tensorstore raise, if need be as a cause, for files that are changed, cut or gone.
+SIGNS_OF_DAMAGE = (
+    *(FileNotFoundError, NotADirectoryError, IsADirectoryError, EOFError),
+    *(ValueError, LookupError, TypeError, AttributeError),
+)
 
 logger = logging.getLogger(__name__)
+
+
+class DamagedError(Exception):
+    """A file of a checkpoint is not what was saved."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,21 +66,19 @@ class Checkpoints:
       keep: how many of the latest steps are kept.
       always: steps that are kept beside those.
       read_only: change nothing in the folder, which another run may be writing.
+      pauses: seconds between the times that a storage which does not answer is read.
     """
 
     def __init__(
-        self, folder: Path, keep: int = 1, always: Sequence[int] = (), read_only: bool = False
+        self,
+        folder: Path,
+        keep: int = 1,
+        always: Sequence[int] = (),
+        read_only: bool = False,
+        pauses: Sequence[float] = storage.PAUSES,
     ):
-        policies = [ocp.checkpoint_managers.LatestN(keep)]
-        policies += [ocp.checkpoint_managers.CustomSteps(always)]
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy(policies),
-            cleanup_tmp_directories=not read_only,
-            create=not read_only,
-            read_only=read_only,
-        )
-        self._folder, self._read_only = folder, read_only
-        self._manager = ocp.CheckpointManager(folder.resolve(), options=options)
+        self._folder, self._pauses = folder, pauses
+        self._manager = None if read_only else _manager(folder, keep, always)
 
     def __enter__(self) -> Self:
         return self
@@ -82,20 +90,23 @@ class Checkpoints:
         trace: TracebackType | None,
     ) -> None:
         with _saving(self._folder):
-            self._manager.close()
+            if self._manager is not None:
+                self._manager.close()
 
     def save(self, state: TrainState, curve: Curve, meta: Meta) -> None:
         """Saves `state` under its own step number, unless that step is there already.
 
         Raises:
-          UserError: the storage is at fault, now or in the save before this one.
+          UserError: the storage is full or may not be written, now or in the save before this one.
+          OutageError: it does not answer.
         """
+        assert self._manager is not None  # nobody saves what is read only
         step = int(state["step"])
         if step in self._manager.all_steps():
             return
         meta = meta | {
             "step": step,
-            "fingerprints": _all_fingerprints(state, curve),
+            "fingerprints": _state_fingerprints(state) | _curve_fingerprints(curve),
             "versions": {
                 name: importlib.metadata.version(name)
                 for name in ("scaling_jax", "jax", "flax", "optax", "orbax-checkpoint")
@@ -127,59 +138,59 @@ class Checkpoints:
           last: steps after this one are passed over.
 
         Raises:
-          UserError: from `check`, or the storage cannot be read; the checkpoint stays as it is.
+          UserError: from `check`, or the state has other arrays than `layout`, or the storage may
+            not be read; the checkpoint stays as it is.
+          OutageError: the storage does not answer; the checkpoint stays as it is.
+          PeerError: another process could not read it.
         """
-        for step in sorted(self._manager.all_steps(), reverse=True):
-            if last is not None and step > last:
-                continue
+        passed: set[int] = set()
+        while (step := self._newest(passed, last)) is not None:
+            passed.add(step)
             try:
                 return self._restore(step, layout, check)
-            except (UserError, MemoryError, jax.errors.JaxRuntimeError):  # no fault of the files
-                raise
-            except Exception as error:  # orbax raises bare Exception for damaged files
-                code = storage.fault(error)
-                if code not in (None, errno.EIO):  # EIO: a disk that cannot read this file
-                    raise UserError(
-                        f"{self._folder / str(step)}: cannot be read: {storage.in_words(code)}"
-                    ) from None
-                logger.warning(
-                    "checkpoint of step %d is damaged and set aside: %s", step, _reason(error)
-                )
-                self._set_aside(step)
+            except DamagedError as error:
+                self._pass_over(step, error)
         return None
 
-    def _set_aside(self, step: int) -> None:
-        """Renames a step, so that it can be saved anew and nothing is lost."""
-        if self._read_only:
-            return
-        if jax.process_index() == 0:
-            aside = self._folder / f"{step}.damaged"
-            shutil.rmtree(aside, ignore_errors=True)
-            (self._folder / str(step)).rename(aside)
-        multihost_utils.sync_global_devices(f"step {step} is set aside")
-        self._manager.reload()
+    def _newest(self, passed: set[int], last: int | None) -> int | None:
+        """The newest step by what is there now: one that another run writes comes and goes."""
+        there = (step for step in steps(self._folder) if last is None or step <= last)
+        (step,) = distributed.from_first((max(set(there) - passed, default=-1),))
+        return None if step < 0 else step
 
     def _restore(self, step: int, layout: TrainState, check: Callable[[Meta], None]) -> Restored:
         folder = self._folder / str(step)
-        with _naming(folder / "meta"):
-            meta = _read_meta(folder)
-        with _naming(folder / "curve"):
-            curve = _read_curve(folder, meta)
-        check(meta)
-        with _naming(folder / "state"):
-            items = self._manager.restore(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardRestore(layout)  # pyright: ignore[reportCallIssue]
-                ),
-            )
-            _compare(_state_fingerprints(items["state"]), meta, STATE)
-        return Restored(items["state"], curve, meta)
+        restored = agreement.together(
+            lambda: storage.patiently(lambda: _read(folder, layout, check), self._pauses),
+            kinds=(UserError, OutageError, DamagedError),
+        )
+        with _judging(folder / "state"):
+            _compare(_state_fingerprints(restored.state), restored.meta, STATE)
+        return restored
+
+    def _pass_over(self, step: int, error: DamagedError) -> None:
+        """Renames a damaged step, so that it can be saved anew and nothing is lost."""
+        if self._manager is None:  # whoever writes it may just be removing it
+            logger.warning("checkpoint of step %d is damaged or gone, passed over: %s", step, error)
+            return
+        logger.warning("checkpoint of step %d is damaged and set aside: %s", step, error)
+        if distributed.is_first():
+            aside = self._folder / f"{step}.damaged"
+            shutil.rmtree(aside, ignore_errors=True)
+            try:
+                (self._folder / str(step)).rename(aside)
+            except FileNotFoundError:
+                raise OutageError(f"{self._folder}: is gone") from None
+        agreement.of_all(None)  # nobody looks before it is renamed
+        self._manager.reload()
 
 
 def steps(folder: Path) -> list[int]:
     """The saved steps in a checkpoint folder."""
-    names = (entry.name for entry in folder.glob("*") if entry.is_dir())
+    try:  # glob would pass over a folder that cannot be read
+        names = [entry.name for entry in folder.iterdir() if entry.is_dir()]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
     return sorted(int(name) for name in names if name.isascii() and name.isdigit())
 
 
@@ -195,8 +206,18 @@ def read_meta(folder: Path) -> Meta:
       UserError: it is damaged.
     """
     newest = folder / str(latest_step(folder))
-    with _refusing(newest), _naming(newest / "meta"):
+    with _refusing(newest):
         return _read_meta(newest)
+
+
+def newest_whole_meta(folder: Path) -> Meta | None:
+    """The `meta` of the newest checkpoint in `folder` that has a whole one; warns of the others."""
+    for step in reversed(steps(folder)):
+        try:
+            return _read_meta(folder / str(step))
+        except DamagedError as error:
+            logger.warning("checkpoint of step %d is damaged or gone, passed over: %s", step, error)
+    return None
 
 
 def content(meta: Meta) -> str:
@@ -212,26 +233,67 @@ def read_curve(folder: Path) -> Curve:
     """
     newest = folder / str(latest_step(folder))
     with _refusing(newest):
-        with _naming(newest / "meta"):
-            meta = _read_meta(newest)
-        with _naming(newest / "curve"):
-            return _read_curve(newest, meta)
+        return _read_curve(newest, _read_meta(newest))
+
+
+def _manager(folder: Path, keep: int, always: Sequence[int]) -> ocp.CheckpointManager:
+    policies = [ocp.checkpoint_managers.LatestN(keep)]
+    policies += [ocp.checkpoint_managers.CustomSteps(always)]
+    options = ocp.CheckpointManagerOptions(
+        preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy(policies),
+        cleanup_tmp_directories=True,
+    )
+    return ocp.CheckpointManager(folder.resolve(), options=options)
+
+
+def _read(folder: Path, layout: TrainState, check: Callable[[Meta], None]) -> Restored:
+    """A step as this process reads it, its state not yet compared."""
+    meta = _read_meta(folder)
+    curve = _read_curve(folder, meta)
+    check(meta)
+    _check_arrays(folder, layout, meta)
+    with _judging(folder / "state"):
+        return Restored(_read_arrays(folder / "state", layout), curve, meta)
 
 
 def _read_meta(folder: Path) -> Meta:
-    """Raises a ValueError unless it is what was saved for the step that `folder` is named after."""
-    meta = sealed.read(folder / "meta" / "metadata")
-    if str(meta.get("step")) != folder.name:
-        raise ValueError(f"it is that of step {meta.get('step')}")
-    return meta
+    """What was saved for the step that `folder` is named after."""
+    with _judging(folder / "meta"):
+        meta = sealed.read(folder / "meta" / "metadata")
+        if str(meta.get("step")) != folder.name:
+            raise ValueError(f"it is that of step {meta.get('step')}")
+        return meta
 
 
 def _read_curve(folder: Path, meta: Meta) -> Curve:
-    """Raises an exception of any kind unless it is what `meta` was saved with."""
-    with contextlib.closing(ocp.StandardCheckpointer()) as checkpointer:
-        curve = checkpointer.restore((folder / "curve").resolve())
-    _compare(_curve_fingerprints(curve), meta, CURVE)
-    return curve
+    """What `meta` was saved with."""
+    with _judging(folder / "curve"):
+        curve = _read_arrays(folder / "curve")
+        _compare(_curve_fingerprints(curve), meta, CURVE)
+        return curve
+
+
+def _read_arrays(folder: Path, layout: TrainState | None = None) -> Any:
+    """Raises an exception of any kind if a file is not what it should be."""
+    alone = ocp.options.MultiprocessingOptions(active_processes={jax.process_index()})
+    reader = ocp.Checkpointer(ocp.StandardCheckpointHandler(), multiprocessing_options=alone)
+    with contextlib.closing(reader):
+        return reader.restore(
+            folder.resolve(),
+            args=ocp.args.StandardRestore(layout),  # pyright: ignore[reportCallIssue]
+        )
+
+
+def _check_arrays(folder: Path, layout: TrainState, meta: Meta) -> None:
+    """Raises a UserError if another program's state was saved, which would look like damage."""
+    here = set(_named(layout))
+    there = {name for name in meta["fingerprints"] if name.startswith(STATE)}
+    if here != there:
+        name, version = min(here ^ there), meta["versions"]["scaling_jax"]
+        raise UserError(
+            f"{folder}: saved by another program, scaling_jax {version}: {name} is only "
+            f"{'there' if name in there else 'here'}"
+        )
 
 
 def _compare(found: dict[str, int], meta: Meta, part: str) -> None:
@@ -244,21 +306,29 @@ def _compare(found: dict[str, int], meta: Meta, part: str) -> None:
 
 
 @contextlib.contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Puts what is damaged before the reason, which orbax gives in many lines."""
+def _judging(path: Path) -> Iterator[None]:
+    """Tells a file at `path` that is damaged from a storage that cannot be read.
+
+    The reason, which orbax gives in many lines, comes after the path.
+    """
     try:
         yield
-    except (MemoryError, jax.errors.JaxRuntimeError):
+    except (MemoryError, jax.errors.JaxRuntimeError):  # no fault of the files
         raise
     except Exception as error:
-        raise ValueError(f"{path}: {_reason(error)}") from error
+        code = storage.fault(error)
+        if code is not None:
+            raise storage.refusal(f"{path}: cannot be read", code) from None
+        if not any(isinstance(each, SIGNS_OF_DAMAGE) for each in storage.causes(error)):
+            raise
+        raise DamagedError(f"{path}: {_reason(error)}") from error
 
 
 @contextlib.contextmanager
 def _refusing(step: Path) -> Iterator[None]:
     try:
         yield
-    except ValueError as error:
+    except DamagedError as error:
         raise UserError(
             f"{error}; it is damaged: `train` sets this step of an unfinished run aside; of a "
             f"finished one rename {step} to {step.name}.damaged"
@@ -273,31 +343,33 @@ def _saving(folder: Path) -> Iterator[None]:
     """
     try:
         yield
+    except jax.errors.JaxRuntimeError:  # another process is gone
+        raise
     except Exception as error:
         code = storage.fault(error)
-        if code is None and isinstance(error, TimeoutError):
+        if code is None:
+            raise
+        if isinstance(error, TimeoutError):
             raise TimeoutError(
                 f"{folder}: a checkpoint was not saved in time (or the clock has jumped); the same "
                 "command goes on from the one before"
             ) from None
-        if code is None:
-            raise
-        raise UserError(
-            f"{folder}: a checkpoint cannot be saved: {storage.in_words(code)}"
-        ) from None
+        raise storage.refusal(f"{folder}: a checkpoint cannot be saved", code) from None
 
 
 def _reason(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:300]
 
 
-def _all_fingerprints(state: TrainState, curve: Curve) -> dict[str, int]:
-    """A 32-bit number for each array, by its name."""
-    return _state_fingerprints(state) | _curve_fingerprints(curve)
-
-
 def _state_fingerprints(state: TrainState) -> dict[str, int]:
-    return {STATE + name: number for name, number in _flat(jax.device_get(_fingerprints(state)))}
+    """A 32-bit number for each array, by its name."""
+    numbers = jax.device_get(_fingerprints(state))
+    return {name: int(number) for name, number in _named(numbers).items()}
+
+
+def _named(state: Any) -> dict[str, Any]:
+    leaves: Sequence[tuple[Any, Any]] = jax.tree.leaves_with_path(state)
+    return {STATE + jax.tree_util.keystr(path): leaf for path, leaf in leaves}
 
 
 def _curve_fingerprints(curve: Curve) -> dict[str, int]:
@@ -319,8 +391,3 @@ def _fingerprints(state: TrainState) -> Any:
         return jnp.sum(words * weights, dtype=jnp.uint32)
 
     return jax.tree.map(fingerprint, state)
-
-
-def _flat(tree: Any) -> list[tuple[str, int]]:
-    leaves: Sequence[tuple[Any, Any]] = jax.tree.leaves_with_path(tree)
-    return [(jax.tree_util.keystr(path), int(leaf)) for path, leaf in leaves]

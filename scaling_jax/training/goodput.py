@@ -107,7 +107,8 @@ class Clock:
         assert self._path is not None  # begin() has made sure
         mine = {part: round(seconds, 3) for part, seconds in self._seconds.items()}
         calls = [*self._earlier, {"started": self._began, "seconds": mine}]
-        atomic.write_text(self._path, json.dumps({"calls": calls}) + "\n")
+        with contextlib.suppress(OSError):  # a full disk is no reason to stop a run
+            atomic.write_text(self._path, json.dumps({"calls": calls}) + "\n")
         self._written = self._since
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scaling_jax.errors import UserError
+from scaling_jax.errors import OutageError, UserError
 from scaling_jax.training import checkpoint, state
 from scaling_jax.training.checkpoint import Checkpoints
 
@@ -213,10 +213,131 @@ def test_a_storage_that_cannot_be_read_sets_nothing_aside(folder, layout, monkey
     monkeypatch.setattr(checkpoint.sealed, "read", denied)
     with (
         Checkpoints(folder, keep=2) as checkpoints,
-        pytest.raises(UserError, match=r"8: cannot be read: Permission denied;"),
+        pytest.raises(UserError, match=r"8/meta: cannot be read: Permission denied;"),
     ):
         checkpoints.restore_latest(layout)
     assert sorted(path.name for path in folder.iterdir()) == ["4", "8"]
+
+
+class Outage:
+    """Stands for a function: raises `error` so many times, then does what the function does."""
+
+    def __init__(self, function, error, times):
+        self.function, self.error, self.times = function, error, times
+
+    def __call__(self, *arguments, **_):
+        self.times -= 1
+        if self.times >= 0:
+            raise self.error
+        return self.function(*arguments)
+
+
+OUTAGES = {
+    "disk": OSError(errno.EIO, "Input/output error"),
+    "time": TimeoutError("timed out"),
+    "mount": OSError(errno.ESTALE, "Stale file handle"),
+    "tensorstore": ValueError("UNKNOWN: Error reading 'a' [os_error_code='5']"),
+}
+
+
+@pytest.mark.parametrize("error", OUTAGES.values(), ids=OUTAGES)
+def test_a_short_outage_is_waited_for(folder, layout, fill, monkeypatch, caplog, error):
+    outage = Outage(checkpoint._read_arrays, error, times=2)
+    monkeypatch.setattr(checkpoint, "_read_arrays", outage)
+    with Checkpoints(folder, keep=2, pauses=(0.01, 0.02)) as checkpoints:
+        restored = checkpoints.restore_latest(layout)
+    assert restored is not None
+    assert same(restored.state, fill(layout, 8, 8))
+    assert "trying again in 0.02 s" in caplog.text
+
+
+@pytest.mark.parametrize("error", OUTAGES.values(), ids=OUTAGES)
+@pytest.mark.parametrize("read_only", [True, False])
+def test_an_outage_that_lasts_sets_nothing_aside(folder, layout, monkeypatch, error, read_only):
+    monkeypatch.setattr(checkpoint.sealed, "read", Outage(None, error, times=2))
+    with (
+        Checkpoints(folder, keep=2, read_only=read_only, pauses=(0.01,)) as checkpoints,
+        pytest.raises(OutageError, match=r"8/meta: cannot be read: .* same command") as caught,
+    ):
+        checkpoints.restore_latest(layout)
+    assert "\n" not in str(caught.value)
+    assert sorted(path.name for path in folder.iterdir()) == ["4", "8"]
+
+
+def test_what_nobody_knows_is_no_damage(folder, layout, monkeypatch):
+    monkeypatch.setattr(checkpoint, "_read_arrays", Outage(None, RuntimeError("odd"), times=1))
+    with Checkpoints(folder, keep=2) as checkpoints, pytest.raises(RuntimeError, match="odd"):
+        checkpoints.restore_latest(layout)
+    assert sorted(path.name for path in folder.iterdir()) == ["4", "8"]
+
+
+def test_the_state_of_another_program_is_refused(folder, layout):
+    other = dict(layout, extra=layout["step"])
+    with (
+        Checkpoints(folder, keep=2) as checkpoints,
+        pytest.raises(UserError, match=r"state\['extra'\] is only here") as caught,
+    ):
+        checkpoints.restore_latest(other)  # pyright: ignore[reportArgumentType]
+    assert "\n" not in str(caught.value)
+    assert sorted(path.name for path in folder.iterdir()) == ["4", "8"]
+
+
+def test_reading_leaves_what_a_training_run_writes_alone(folder, layout, fill, caplog):
+    unfinished = folder / "12.orbax-checkpoint-tmp"
+    unfinished.mkdir()
+    flip(largest(folder / "8" / "state"))
+    with Checkpoints(folder, read_only=True) as checkpoints:
+        restored = checkpoints.restore_latest(layout)
+    assert restored is not None
+    assert same(restored.state, fill(layout, 4, 4))
+    assert "checkpoint of step 8 is damaged or gone, passed over" in caplog.text
+    assert sorted(path.name for path in folder.iterdir()) == ["12.orbax-checkpoint-tmp", "4", "8"]
+
+
+def test_where_the_run_has_replaced_the_only_step_meanwhile_the_new_one_is_read(
+    folder, layout, fill, monkeypatch
+):
+    (folder / "8").rename(folder / "later")
+    read = checkpoint._read_meta
+
+    def replaced(step):
+        if step.name == "4":
+            (folder / "later").rename(folder / "8")
+            shutil.rmtree(step)
+        return read(step)
+
+    monkeypatch.setattr(checkpoint, "_read_meta", replaced)
+    with Checkpoints(folder, read_only=True) as checkpoints:
+        restored = checkpoints.restore_latest(layout)
+    assert restored is not None
+    assert same(restored.state, fill(layout, 8, 8))
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), UserError),
+        (OSError(errno.EIO, "Input/output error"), OutageError),
+        (TimeoutError("after 1200 s"), TimeoutError),
+        (jax.errors.JaxRuntimeError("Gloo: Connection reset by peer"), jax.errors.JaxRuntimeError),
+    ],
+    ids=repr,
+)
+def test_a_save_that_fails_says_whether_it_may_be_over_later(
+    tmp_path, layout, fill, monkeypatch, raised, expected
+):
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    monkeypatch.setattr(checkpoints._manager, "save", Outage(None, raised, times=1))
+    with checkpoints, pytest.raises(expected):
+        checkpoints.save(fill(layout, 4, 4), CURVE, {})
+
+
+def test_the_newest_whole_meta_is_found(folder, caplog):
+    assert (checkpoint.newest_whole_meta(folder) or {})["step"] == 8
+    flip(folder / "8" / "meta" / "metadata")
+    assert (checkpoint.newest_whole_meta(folder) or {})["step"] == 4
+    assert "checkpoint of step 8 is damaged or gone" in caplog.text
+    assert checkpoint.newest_whole_meta(folder / "absent") is None
 
 
 def test_nothing_good_is_none(folder, layout, tmp_path):

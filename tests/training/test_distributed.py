@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -192,6 +193,35 @@ def test_asked_to_stop_one_process_has_all_save_the_same_step(start, whole, numb
     ends = start(2, folder=job.folder).ends()
     assert [code for code, *_ in ends] == [0, 0], ends
     assert_same_curve(curve(job), whole[0])
+
+
+@pytest.fixture(scope="module")
+def sharded(config_file, tmp_path_factory):
+    """A run of which each process has saved its own part, and the words that make it so."""
+    words = ("mesh.data=1", f"mesh.fsdp={DEVICES}", f"tokens={24 * 16 * 8}", "checkpoint.keep=2")
+    words += ("checkpoint.every_steps=10",)
+    job = Job(config_file, tmp_path_factory.mktemp("sharded") / "run", 2, *words)
+    ends = job.ends()
+    assert [code for code, *_ in ends] == [0, 0], ends
+    return job.folder, words
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("reader", [0, 1])
+def test_damage_that_one_process_finds_sets_the_step_aside_for_all(
+    start, sharded, tmp_path, reader
+):
+    whole, words = sharded
+    folder = shutil.copytree(whole, tmp_path / "run")
+    arrays = (folder / "checkpoints" / "24" / "state" / f"ocdbt.process_{reader}" / "d").iterdir()
+    largest = max(arrays, key=lambda path: path.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:100])
+    job = start(2, *words, folder=folder)
+    ends = job.ends()
+    assert [code for code, *_ in ends] == [0, 0], ends
+    assert all("step 24 is damaged and set aside" in err for *_, err in ends)
+    assert (folder / "checkpoints" / "24.damaged").is_dir()
+    assert_same_curve(curve(job), checkpoint.read_curve(whole / "checkpoints"))
 
 
 @pytest.mark.slow

@@ -1,3 +1,4 @@
+import errno
 import json
 import time
 
@@ -65,3 +66,15 @@ def test_a_damaged_account_starts_anew(tmp_path, content):
     with goodput.spent(tmp_path, "evaluation"):
         pass
     assert goodput.seconds(tmp_path).keys() == {"evaluation"}
+
+
+def test_an_account_that_cannot_be_written_stops_no_run(tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(goodput, "SECONDS_BETWEEN_WRITES", 0.0)
+    monkeypatch.setattr(goodput.atomic, "write_text", fail)
+    with Clock(tmp_path) as clock:
+        clock.begin()
+        clock.enter("training")
+    assert goodput.seconds(tmp_path) == {}
