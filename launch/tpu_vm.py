@@ -32,6 +32,8 @@ POLL_SECONDS = 30.0
 # States of a queued resource: these end it, and it has to be deleted before it is asked for again.
 ENDED = ("SUSPENDED", "FAILED")
 
+# Claims of other hosts have to be seen at once; a checkpoint is a folder that is renamed.
+MOUNT_OPTIONS = ("--implicit-dirs", "--metadata-cache-ttl-secs=0", "--rename-dir-limit=200000")
 # What each argument looks like, and an example.
 PATTERNS = {
     "name": (r"[a-z]([a-z0-9-]{0,60}[a-z0-9])?", "my-tpu"),
@@ -144,7 +146,7 @@ def install(tpu: Slice, options: argparse.Namespace) -> None:
     remote = " && ".join(shlex.join(step) for step in steps)
     if options.bucket:
         # Without caches: claims of other hosts have to be seen at once.
-        mount = ["gcsfuse", "--implicit-dirs", "--metadata-cache-ttl-secs=0", options.bucket]
+        mount = ["gcsfuse", *MOUNT_OPTIONS, options.bucket]
         remote += f" && mkdir -p bucket && (mountpoint -q bucket || {shlex.join(mount)} bucket)"
     for node in tpu.nodes:
         tpu.do(tpu.ssh(node, shlex.join(["mkdir", "-p", SOURCE])))

@@ -86,6 +86,12 @@ class GridProgress(_Bars):
         state = self._time_left() if done.now else "(was done)"
         say(f"[{count}/{self._count}] {done.run.name}: loss {done.loss:.4f}  {state}".rstrip())
 
+    def given_up(self, run: PlannedRun, reason: str) -> None:
+        """Hears of each run that is not trained on."""
+        self._end(run)
+        self._left.pop(run.name)
+        say(f"GIVEN UP: {run.name}: {reason}")
+
     def trained(self, run: PlannedRun) -> None:
         """Hears of each run that was trained beside others, and is not evaluated yet."""
         self._end(run)

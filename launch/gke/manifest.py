@@ -22,6 +22,8 @@ import yaml
 FINAL_CODES = (1, 2)
 RESTARTS = 1000
 
+# Claims of other hosts have to be seen at once; a checkpoint is a folder that is renamed.
+MOUNT_OPTIONS = "implicit-dirs,metadata-cache:ttl-secs:0,file-system:rename-dir-limit:200000"
 # What each argument looks like, and an example.
 PATTERNS = {
     "name": (r"[a-z]([a-z0-9-]{0,50}[a-z0-9])?", "my-run"),
@@ -142,11 +144,7 @@ def _pod(options: argparse.Namespace, command: Sequence[str]) -> Manifest:
     }
     if options.spot:
         selector["cloud.google.com/gke-spot"] = "true"
-    # Without caches: claims of other hosts have to be seen at once.
-    bucket = {
-        "bucketName": options.bucket,
-        "mountOptions": "implicit-dirs,metadata-cache:ttl-secs:0",
-    }
+    bucket = {"bucketName": options.bucket, "mountOptions": MOUNT_OPTIONS}
     return {
         "metadata": {"annotations": {"gke-gcsfuse/volumes": "true"}},
         "spec": {

@@ -56,8 +56,10 @@ def quickstart(
     (out / QUICKSTART_MARK).touch()
     compilation.keep()
     prepare_apart(grid.datasets(runs), out=out / "data", vocabulary=runs[0].config.data.vocabulary)
-    _run(runs, out)
+    failure = _run(runs, out)
     _conclude(testbed, runs, out)
+    if failure:
+        raise failure
 
 
 @app.command(name="run")
@@ -83,12 +85,13 @@ def run_testbed(
         others'. The first worker writes the report.
       only_share: leave the others' runs to them.
       pack: train runs of one shape side by side in one program; results are those of runs alone up
-        to rounding.
+        to rounding. For one process, on the devices of its host: several that are joined cannot.
       slots: with --pack, how many at a time; by default as many as keep the devices busy.
     """
     cpu.configure()
     from scaling_jax.terminal import say
     from scaling_jax.testbeds import runner, shares
+    from scaling_jax.training import distributed
 
     if slots is not None and not pack:
         raise UserError(f"slots={slots}: only with --pack")
@@ -103,13 +106,13 @@ def run_testbed(
         compilation.keep()
         mine = [*share, *others]
         _check_fit(mine, folder)
-        failed = _run_packed(mine, folder, slots) if pack else {}
-        first = _run_together([run for run in mine if run.name not in failed], folder)
-    if failed:
-        raise NonFiniteLossError("; ".join(f"{name}: {error}" for name, error in failed.items()))
-    if not first:
-        return
-    unfinished = sum(runner.status(run, folder).word != "done" for run in runs)
+        if pack:
+            _run_packed(mine, folder, slots)
+        if not distributed.is_first():
+            runner.follow(mine, folder)
+            return
+        failure = _run(mine, folder)
+    unfinished = sum(runner.status(run, folder).word not in ("done", "failed") for run in runs)
     if unfinished:
         say(f"{unfinished} of {len(runs)} runs are not done yet; when they are, the same command")
         say("without --only_share writes the report")
@@ -117,6 +120,8 @@ def run_testbed(
         say(f"all {len(runs)} runs are done; worker 1/{part.count} writes the report")
     else:
         _conclude(testbed, runs, folder)
+    if failure:
+        raise failure
 
 
 @app.command(name="status")
@@ -208,10 +213,9 @@ def _check_fit(runs: list["PlannedRun"], out: Path) -> None:
             devices.check_fits(run.config)
 
 
-def _run_packed(
-    runs: list["PlannedRun"], out: Path, slots: int | None
-) -> dict[str, NonFiniteLossError]:
-    """Trains side by side what can be; what went wrong, by the names of the runs."""
+def _run_packed(runs: list["PlannedRun"], out: Path, slots: int | None) -> None:
+    """Trains side by side what can be."""
+    from scaling_jax.planning import devices
     from scaling_jax.progress import GridProgress
     from scaling_jax.terminal import say
     from scaling_jax.testbeds import packing, runner
@@ -220,33 +224,27 @@ def _run_packed(
     if distributed.several():
         raise UserError("pack: several processes that are joined cannot pack runs; give each index")
     packed = packing.plan([runner.status(run, out) for run in runs], slots)
+    for group in packed.groups:
+        devices.check_fits(group.runs[0].config, slots=group.slots)
     for part in (*packed.groups, *packed.alone):
         say(str(part))
     with GridProgress(runs) as progress:
-        return packing.train(packed, out, progress.report, progress.trained)
+        packing.train(packed, out, progress.report, progress.trained, progress.waiting)
 
 
-def _run_together(runs: list["PlannedRun"], out: Path) -> bool:
-    """Brings every run to its end, alone or as one of several processes; whether as the first."""
-    from scaling_jax.testbeds import runner
-    from scaling_jax.training import distributed
-
-    first = distributed.is_first()
-    if first:
-        _run(runs, out)
-    else:
-        runner.follow(runs, out)
-    return first
-
-
-def _run(runs: list["PlannedRun"], out: Path) -> None:
-    """Brings every run to its end."""
+def _run(runs: list["PlannedRun"], out: Path) -> NonFiniteLossError | None:
+    """Brings every run to its end; what went wrong in those that were given up."""
     from scaling_jax.progress import GridProgress
     from scaling_jax.testbeds import runner
 
     with GridProgress(runs) as progress:
-        for done in runner.run_all(runs, out, progress.report, progress.waiting):
-            progress.finished(done)
+        heard = (progress.report, progress.waiting, progress.given_up)
+        try:
+            for done in runner.run_all(runs, out, *heard):
+                progress.finished(done)
+        except NonFiniteLossError as failure:
+            return failure
+    return None
 
 
 def _conclude(testbed: "TestbedConfig", runs: list["PlannedRun"], out: Path) -> None:

@@ -12,9 +12,11 @@ from pathlib import Path
 
 from jax.sharding import Mesh
 
+from scaling_jax import claims
 from scaling_jax import mesh as meshes
-from scaling_jax.claims import Watcher
+from scaling_jax.claims import Holder, Timing, Watcher
 from scaling_jax.errors import NonFiniteLossError, UserError
+from scaling_jax.testbeds import failures
 from scaling_jax.testbeds.grid import PlannedRun
 from scaling_jax.testbeds.runner import RunStatus
 from scaling_jax.training import checkpoint, packed, packed_step, step
@@ -72,7 +74,7 @@ class Packing:
 
 
 def plan(statuses: Sequence[RunStatus], slots: int | None = None) -> Packing:
-    """Groups what is left to train of a testbed.
+    """Groups what is left to train of a testbed, be it held: its process may have ended.
 
     Args:
       statuses: how far its runs are, trunks before their branches.
@@ -95,9 +97,7 @@ def plan(statuses: Sequence[RunStatus], slots: int | None = None) -> Packing:
         shapes: dict[Shape, list[RunStatus]] = collections.defaultdict(list)
         for status in ready:
             trunk = _trunk(status)
-            if status.holder is not None:
-                alone.append(Alone(status.run, f"{status.holder} works on it"))
-            elif trunk in names and trunk not in packed_names:
+            if trunk in names and trunk not in packed_names:
                 alone.append(Alone(status.run, f"its trunk {trunk} is trained alone"))
             else:
                 shapes[Shape.of(status.run.config)].append(status)
@@ -116,22 +116,26 @@ def train(
     out: Path,
     report: Callable[[PlannedRun, Progress], None] = lambda *_: None,
     trained: Callable[[PlannedRun], None] = lambda _: None,
-) -> dict[str, NonFiniteLossError]:
-    """Trains the groups one after another; what went wrong, by the names of the runs.
+    waiting: Callable[[PlannedRun, Holder], None] = lambda *_: None,
+    timing: Timing = claims.TIMING,
+) -> None:
+    """Trains the groups one after another; a run whose loss is no number is noted as given up.
 
-    Runs that other processes work on, and branches whose trunks those train, are passed over.
+    Runs that other processes are seen to work on, and branches whose trunks those train, are passed
+    over; those of processes that have ended are taken over.
 
     Args:
       packing: what is trained together.
       out: the testbed's folder.
       report: hears of every step.
       trained: hears of each run that is at its last step.
+      waiting: hears who has a run, while it has to be seen whether that process lives.
+      timing: of claims.
 
     Raises:
       UserError, Interrupted: as `training.packed.train`.
     """
-    failed: dict[str, NonFiniteLossError] = {}
-    watcher = Watcher()
+    watcher = Watcher(timing)
     for group in packing.groups:
         found = ((_job(run, out), run) for run in group.runs)
         jobs = {job.folder: (job, run) for job, run in found if job}
@@ -142,13 +146,16 @@ def train(
         def ended(job: Job, failure: Failure | None, jobs: Jobs = jobs) -> None:
             run = jobs[job.folder][1]
             if isinstance(failure, NonFiniteLossError):
-                failed[run.name] = failure
+                failures.note(job.folder, str(failure))
             elif failure is None:
                 trained(run)
 
+        def held(job: Job, holder: Holder, jobs: Jobs = jobs) -> None:
+            waiting(jobs[job.folder][1], holder)
+
         if jobs:
-            packed.train([job for job, _ in jobs.values()], group.slots, watcher, tell, ended)
-    return failed
+            each = [job for job, _ in jobs.values()]
+            packed.train(each, group.slots, watcher, tell, ended, held)
 
 
 def occupancy(steps: Sequence[int], slots: int, groups: int) -> float:
@@ -220,7 +227,7 @@ def _job(run: PlannedRun, out: Path) -> Job | None:
 
 
 def _steps_left(status: RunStatus) -> int:
-    if status.evaluated:
+    if status.evaluated or status.given_up:
         return 0
     return status.run.budget.steps - max(status.step, status.branched_at)
 

@@ -6,6 +6,7 @@ out/records.csv             one row a finished run
 Any number of processes may run one testbed: each run belongs to the one that has claimed it.
 """
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,9 +19,10 @@ from scaling_jax import claims, records
 from scaling_jax.claims import Holder, Timing, Watcher
 from scaling_jax.config import LawsConfig, RunConfig
 from scaling_jax.data.shards import Shards
-from scaling_jax.errors import UserError
+from scaling_jax.errors import NonFiniteLossError, UserError
 from scaling_jax.evaluation import run_tasks, validation
 from scaling_jax.models import counting
+from scaling_jax.testbeds import failures
 from scaling_jax.testbeds.grid import PlannedRun
 from scaling_jax.training import checkpoint, distributed, goodput, loop
 from scaling_jax.training.checkpoint import Curve
@@ -34,23 +36,26 @@ ALL_DONE = -1
 
 @dataclasses.dataclass(frozen=True)
 class RunStatus:
-    """How far a run is: its newest saved step, and whether its scores are there.
+    """How far a run is: its newest step that can be gone on from, and whether its scores are there.
 
     Its first `branched_at` steps were trained by another run, or will be if it is not started.
-    `holder` is the process that works on it now.
+    `given_up` says that its loss was no number; `holder` is the process that works on it now.
     """
 
     run: PlannedRun
     step: int
     branched_at: int
     evaluated: bool
+    given_up: bool
     holder: Holder | None
 
     @property
     def word(self) -> str:
-        """`done`, `trained`, `started` or `waiting`."""
+        """`done`, `failed`, `trained`, `started` or `waiting`."""
         if self.evaluated:
             return "done"
+        if self.given_up:
+            return "failed"
         if self.step == self.run.budget.steps:
             return "trained"
         return "started" if self.step else "waiting"
@@ -89,17 +94,14 @@ class FinishedRun:
 
 
 def status(run: PlannedRun, out: Path) -> RunStatus:
-    """Looks up how far `run` is; no state is loaded.
-
-    Raises:
-      UserError: the newest checkpoint is damaged.
-    """
-    folder = run.folder(out) / CHECKPOINT_FOLDER
-    step, branched_at = checkpoint.latest_step(folder), run.shared_steps
-    if step is not None:
-        branched_at = checkpoint.read_meta(folder).get("branched_at", 0)
+    """Looks up how far `run` is; no state is loaded. Of a damaged checkpoint it warns."""
+    meta = checkpoint.newest_whole_meta(run.folder(out) / CHECKPOINT_FOLDER)
+    step, branched_at = 0, run.shared_steps
+    if meta is not None:
+        step, branched_at = meta["step"], meta.get("branched_at", 0)
     evaluated = _scores(run, out) is not None
-    return RunStatus(run, step or 0, branched_at, evaluated, claims.holder(run.folder(out)))
+    given_up, holder = bool(failures.reason(run.folder(out))), claims.holder(run.folder(out))
+    return RunStatus(run, step, branched_at, evaluated, given_up, holder)
 
 
 def cost(found: Sequence[RunStatus]) -> Cost:
@@ -154,6 +156,7 @@ def run_all(
     out: Path,
     report: Callable[[PlannedRun, Progress], None] = lambda *_: None,
     waiting: Callable[[PlannedRun, Holder], None] = lambda *_: None,
+    given_up: Callable[[PlannedRun, str], None] = lambda *_: None,
     timing: Timing = claims.TIMING,
 ) -> Iterator[FinishedRun]:
     """Yields each run once it is trained and evaluated; what is done already is not done again.
@@ -167,18 +170,27 @@ def run_all(
       out: the testbed's folder.
       report: hears of every step that is trained here.
       waiting: hears which run is waited for, and who has it.
+      given_up: hears of each run whose loss is no number, and why; the others go on without it.
       timing: of claims.
 
     Raises:
-      UserError, NonFiniteLossError, Interrupted: as `training.loop.train`.
+      UserError, Interrupted: as `training.loop.train`.
+      NonFiniteLossError: once all others are finished, naming the runs that were given up.
       HeldError: this process stood still for so long that another one has taken over its run.
     """
     numbers = {run.name: number for number, run in enumerate(runs)}
     watcher, left = Watcher(timing), list(runs)
+    reasons: dict[str, str] = {}
     while left:
         before = len(left)
         for run in tuple(left):
-            finished = _finish(run, numbers[run.name], out, watcher, left, report)
+            try:
+                finished = _finish(run, numbers[run.name], out, watcher, left, report)
+            except NonFiniteLossError as error:
+                reasons[run.name] = str(error)
+                left.remove(run)
+                given_up(run, str(error))
+                continue
             if finished is not None:
                 left.remove(run)
                 yield finished
@@ -188,21 +200,24 @@ def run_all(
                 waiting(left[0], found)
             time.sleep(timing.look)
     distributed.from_first((ALL_DONE, 0))
+    if reasons:
+        raise NonFiniteLossError("; ".join(f"{name}: {why}" for name, why in reasons.items()))
 
 
 def follow(runs: Sequence[PlannedRun], out: Path) -> None:
     """What the other processes of several do while the first one is in `run_all`.
 
-    They train and score with it the runs that it has claimed.
+    They train and score with it the runs that it has claimed, and give up those that it gives up.
 
     Raises:
-      UserError, NonFiniteLossError, Interrupted: as `training.loop.train`.
+      UserError, Interrupted: as `training.loop.train`.
     """
     while True:
         number, branches = distributed.from_first((ALL_DONE, 0))
         if number == ALL_DONE:
             return
-        train_and_evaluate(_config(runs[number], out, bool(branches)), runs[number].folder(out))
+        with contextlib.suppress(NonFiniteLossError):
+            train_and_evaluate(_config(runs[number], out, bool(branches)), runs[number].folder(out))
 
 
 def write_table(runs: Sequence[PlannedRun], out: Path) -> pd.DataFrame:
@@ -299,11 +314,17 @@ def _finish(
     left: Sequence[PlannedRun],
     report: Callable[[PlannedRun, Progress], None],
 ) -> FinishedRun | None:
-    """Brings a run to its end; None if another process has it, or has the trunk it waits for."""
+    """Brings a run to its end; None if another process has it, or has the trunk it waits for.
+
+    Raises:
+      NonFiniteLossError: it is given up, now or by an earlier call.
+    """
     known = _scores(run, out)
     if known is not None:
         return FinishedRun(run, known, now=False)
     folder = run.folder(out)
+    if reason := failures.reason(folder):
+        raise NonFiniteLossError(reason)
     unstarted = checkpoint.latest_step(folder / CHECKPOINT_FOLDER) is None
     if unstarted and run.trunk in left and not _trunk_is_there(run, out):
         return None
@@ -320,6 +341,9 @@ def _finish(
             _config(run, out, branches), folder, lambda progress: report(run, progress), claim.check
         )
         return FinishedRun(run, scores, now=True)
+    except NonFiniteLossError as error:
+        failures.note(folder, str(error))
+        raise
     finally:
         claim.release()
 

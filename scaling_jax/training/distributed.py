@@ -6,7 +6,8 @@ writes and prints.
 
 When one process dies the others would wait for it in a collective, on some hardware for ever.
 Three things end them, all with one line and exit code 75, upon which a launcher starts all anew:
-  1. Each keeps a connection to the first process, which the system closes when either dies.
+  1. Each keeps a connection to the first process, which the system closes when either dies. One
+     that ends on a mistake says so first, and all end with its exit code: none is started anew.
   2. A process that stands still, or whose host is gone, sends no heartbeat to JAX's service.
   3. A collective fails with an error.
 """
@@ -17,6 +18,7 @@ import itertools
 import json
 import os
 import re
+import secrets
 import signal
 import socket
 import sys
@@ -135,16 +137,20 @@ def leave(code: int) -> None:
     """Ends this process, one of several, at once and with exit code `code`.
 
     Those that come to the same end within LEAVE_SECONDS end together; the others learn that this
-    one is gone. Leaving as usual would wait for them.
+    one is gone, and end with its code where starting again would not help. Leaving as usual would
+    wait for them.
     """
     sys.stdout.flush()
     sys.stderr.flush()
     if code != TRY_AGAIN:
-        with contextlib.suppress(Exception):  # the others are busy, and will see us go
+        try:
             _service().wait_at_barrier("leaving", LEAVE_SECONDS * 1000)
             _let_go()
             if is_first():  # the service that the others talk to ends with this process
                 time.sleep(0.5)
+        except Exception:  # the others are busy
+            for lifeline in _lifelines if code in (1, 2) else ():
+                lifeline.give_up(code)
     os._exit(code)
 
 
@@ -262,17 +268,19 @@ class _Lifeline:
     def __init__(self) -> None:
         self._over = threading.Event()
         self._sockets: dict[int, socket.socket] = {}
+        # By which the first process knows the others from anybody else who connects.
+        secret = secrets.randbits(62)
         if is_first():
             server = socket.create_server(("", 0), backlog=jax.process_count())
-            from_first((server.getsockname()[1],))
-            self._start(self._accept, server)
+            from_first((server.getsockname()[1], secret))
+            self._start(self._accept, server, secret)
         else:
-            (port,) = from_first((0,))
+            port, secret = from_first((0, 0))
             host = str(jax_distributed.global_state.coordinator_address).rpartition(":")[0]
             with contextlib.suppress(OSError):
                 to_first = socket.create_connection((host.strip("[]"), port), timeout=30)
                 to_first.settimeout(None)
-                to_first.sendall(f"{jax.process_index()}\n".encode())
+                to_first.sendall(f"{jax.process_index()} {secret}\n".encode())
                 self._sockets[0] = to_first
                 self._start(self._watch, 0, to_first.makefile("rb"))
 
@@ -283,33 +291,47 @@ class _Lifeline:
             with contextlib.suppress(OSError):
                 one.sendall(_GOODBYE)
 
+    def give_up(self, code: int) -> None:
+        """Tells the others that this process ends with `code`, and that they should."""
+        self._over.set()
+        self._tell(f"{code} process {jax.process_index()} has ended with exit code {code}")
+
+    def _tell(self, last: str) -> None:
+        for one in self._sockets.values():
+            with contextlib.suppress(OSError):
+                one.sendall(last.encode() + b"\n")
+
     def _start(self, work: Any, *arguments: Any) -> None:
         threading.Thread(target=work, args=arguments, daemon=True, name="lifeline").start()
 
-    def _accept(self, server: socket.socket) -> None:
+    def _accept(self, server: socket.socket, secret: int) -> None:
         with server:
-            for _ in range(jax.process_count() - 1):
+            while len(self._sockets) < jax.process_count() - 1:
                 one, _ = server.accept()
+                one.settimeout(HEARTBEAT_SECONDS)
                 lines = one.makefile("rb")
-                number = lines.readline().strip()
-                if number.isdigit():
-                    self._sockets[int(number)] = one
-                    self._start(self._watch, int(number), lines)
+                with contextlib.suppress(OSError, ValueError):
+                    number, known = map(int, lines.readline(100).split())
+                    if known == secret and 0 < number < jax.process_count():
+                        one.settimeout(None)
+                        self._sockets[number] = one
+                        self._start(self._watch, number, lines)
+                        continue
+                one.close()
 
     def _watch(self, number: int, lines: Any) -> None:
         """Waits for the end of a connection; what comes before it says how the other one ended."""
-        last = f"lost process {number} of this run".encode()
+        last = f"{TRY_AGAIN} lost process {number} of this run"
         with contextlib.suppress(OSError):
             for line in lines:
                 if line == _GOODBYE:
                     return
-                last = line.strip()
+                last = line.decode(errors="replace").strip()
         if not self._over.is_set():
             self._over.set()
-            for one in self._sockets.values():
-                with contextlib.suppress(OSError):
-                    one.sendall(last + b"\n")
-            _end_now(last.decode(errors="replace"))
+            self._tell(last)
+            code, _, why = last.partition(" ")
+            _end_now(why, int(code))
 
 
 def _explain_aborts() -> None:
@@ -325,11 +347,11 @@ def _explain_aborts() -> None:
     libc.signal(int(signal.SIGABRT), ended)
 
 
-def _end_now(line: str) -> None:
+def _end_now(line: str, code: int = TRY_AGAIN) -> None:
     """Ends the process from whatever thread; what it has written is flushed line by line."""
-    message = f"error: {line}; the same command goes on from the last checkpoint\n"
-    os.write(2, message.encode())
-    os._exit(TRY_AGAIN)
+    hint = "; the same command goes on from the last checkpoint" if code == TRY_AGAIN else ""
+    os.write(2, f"error: {line}{hint}\n".encode())
+    os._exit(code)
 
 
 def _of_peers(error: Exception) -> bool:

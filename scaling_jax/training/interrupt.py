@@ -35,7 +35,7 @@ class StopRequest:
     def ask(self, number: int, _: object = None) -> None:
         """Notes the request; asked a second time, stops at once."""
         if self.signal is not None:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt(number)
         self.signal = number
 
 

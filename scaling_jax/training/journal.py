@@ -18,6 +18,7 @@ from scaling_jax.training import step, throughput
 from scaling_jax.training.budget import Budget
 from scaling_jax.training.curve import GrowingCurve
 from scaling_jax.training.files import METRICS_FILE, TENSORBOARD_FOLDER
+from scaling_jax.training.tensorboard import EventLog
 
 TENSORBOARD_EVERY = 10
 
@@ -65,13 +66,10 @@ class Journal:
         self._file = self._tensorboard = None
         self.reached = 0
         if folder is not None:
-            import tensorboardX  # slow to import
-
             file, self.reached = _reopen(folder / METRICS_FILE, curve)
             self._file = self._open.enter_context(file)
-            self._tensorboard = self._open.enter_context(
-                tensorboardX.SummaryWriter(str(folder / TENSORBOARD_FOLDER), purge_step=len(curve))
-            )
+            self._tensorboard = EventLog(folder / TENSORBOARD_FOLDER, after=len(curve))
+            self._open.callback(self._tensorboard.close)
 
     def __enter__(self) -> Self:
         return self
@@ -94,8 +92,7 @@ class Journal:
             self._file.flush()
         last = done == self._budget.steps
         if self._tensorboard is not None and (done % TENSORBOARD_EVERY == 0 or last):
-            for name in step.Metrics._fields:
-                self._tensorboard.add_scalar(name, row[name], done)
+            self._tensorboard.write(done, {name: row[name] for name in step.Metrics._fields})
         left = self._budget.tokens - tokens
         self._report(
             Progress(

@@ -12,6 +12,7 @@ aside.
 
 import collections
 import dataclasses
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -61,21 +62,23 @@ def train(
       report: hears of every step.
       check: called before anything is written; raises if the run is not ours any more.
       profile: steps to trace.
-      started: when the command began, by `time.perf_counter`, for the account of the time.
+      started: when the command began, by `time.perf_counter`, for the account of the time; by
+        default now.
 
     Raises:
       UserError: the data, the mesh, the profile or what is in the folder does not fit the config.
       NonFiniteLossError: naming the step.
       Interrupted: after saving, on Ctrl-C or SIGTERM.
     """
+    started = time.perf_counter() if started is None else started
     if profile:
-        profile.check(0, budgets.plan(config).steps)
+        profile.check(budgets.plan(config).steps)
     mesh = meshes.make_mesh(config.mesh)
     guarded = health.guarded(config.health)
     run_step = step.compiled(config.model, config.batch_size, config.microbatches, mesh, guarded)
     with OpenRun(config, folder, mesh, check, started) as run:
         if profile:
-            profile.check(len(run.curve), run.budget.steps)
+            profile.warn_of_past(len(run.curve))
         if not run.over(len(run.curve)):
             with Tracer(profile, folder / TENSORBOARD_FOLDER) as tracer:
                 _train_on(run, run_step, mesh, check, report, tracer)
@@ -135,7 +138,7 @@ def _train_on(
 
 
 def restore(config: RunConfig, folder: Path) -> checkpoint.Restored:
-    """The newest good checkpoint of the run in `folder`.
+    """The newest good checkpoint of the run in `folder`, which may be training: nothing is changed.
 
     Raises:
       UserError: there is none, or it is of another run.
@@ -143,7 +146,7 @@ def restore(config: RunConfig, folder: Path) -> checkpoint.Restored:
     layout = state.abstract(config.model, meshes.make_mesh(config.mesh))
     if checkpoint.latest_step(folder / CHECKPOINT_FOLDER) is None:
         raise UserError(f"{folder}: holds no checkpoint")
-    with Checkpoints(folder / CHECKPOINT_FOLDER, config.checkpoint.keep) as checkpoints:
+    with Checkpoints(folder / CHECKPOINT_FOLDER, read_only=True) as checkpoints:
         restored = checkpoints.restore_latest(
             layout, lambda meta: check_same(meta, {"identity": config.identity}, folder)
         )

@@ -2,7 +2,8 @@
 
 A run in a slot has its own folder, claim, curve, checkpoints and budget, all as when it is trained
 alone (`training/loop.py`): what one has begun the other can finish. A run that is at its end makes
-room for the next; one that goes wrong ends, and the others go on.
+room for the next; one whose loss is not a number, or that is lost to another process, ends, and the
+others go on. What the user has to mend ends them all, saved where they stand.
 """
 
 import collections
@@ -10,7 +11,8 @@ import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,13 +21,15 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Int32
 
+from scaling_jax import claims
 from scaling_jax import mesh as meshes
-from scaling_jax.claims import Claim, Watcher
+from scaling_jax.claims import Claim, Holder, Watcher
 from scaling_jax.config import RunConfig
 from scaling_jax.data.row_feed import RowFeed
 from scaling_jax.errors import HeldError, Interrupted, NonFiniteLossError, UserError
 from scaling_jax.training import interrupt, optimizer
 from scaling_jax.training.curve import STEPS_IN_FLIGHT
+from scaling_jax.training.interrupt import StopRequest
 from scaling_jax.training.journal import Journal, Progress
 from scaling_jax.training.open_run import OpenRun
 from scaling_jax.training.optimizer import Hyperparameters
@@ -50,15 +54,20 @@ def train(
     watcher: Watcher,
     report: Callable[[Job, Progress], None] = lambda *_: None,
     ended: Callable[[Job, Failure | None], None] = lambda *_: None,
+    waiting: Callable[[Job, Holder], None] = lambda *_: None,
 ) -> None:
     """Trains `jobs`, going on from what is in their folders; the first ones begin at once.
+
+    Runs that other processes have come last: taken over if that process has ended, passed over
+    once it is seen to be alive.
 
     Args:
       jobs: of one `Shape`, in the order in which they get a slot.
       slots: how many are trained at a time.
-      watcher: claims the runs; one that another process has is passed over.
+      watcher: claims the runs.
       report: hears of every step of every run.
       ended: hears of each run that is trained to its end, or of what ended it.
+      waiting: hears at every look who has a run, until it is known whether that process lives.
 
     Raises:
       UserError: the mesh, the data of a run, or what is in its folder does not fit its config. The
@@ -68,16 +77,62 @@ def train(
     shape = Shape.of(jobs[0].config)
     assert all(Shape.of(job.config) == shape for job in jobs)
     packed = program(shape, make_mesh(meshes.make_mesh(shape.mesh), slots), slots)
-    waiting = collections.deque(jobs)
-    with _Slots(packed, watcher, report, ended) as training, interrupt.noticing() as stop:
-        while training.fill(waiting):
-            while not training.due and not stop.asked:
+    queue = _Queue(jobs, watcher, waiting)
+    with _Slots(packed, queue, report, ended) as training, interrupt.noticing() as stop:
+        while not stop.asked and training.fill(stop):
+            while not stop.asked:
                 training.step()
                 stop.look()
-            training.settle(save_all=stop.asked)
-            if stop.asked:
-                assert stop.signal is not None
-                raise Interrupted(f"stopped and saved: {training}", stop.signal)
+                if training.due:
+                    break
+            training.settle()
+        if stop.asked:
+            training.settle(save_all=True)
+            assert stop.signal is not None
+            raise Interrupted(f"stopped and saved: {training}", stop.signal)
+
+
+class _Queue:
+    """The runs that have had no slot yet; those that others have are looked at again."""
+
+    def __init__(
+        self, jobs: Sequence[Job], watcher: Watcher, waiting: Callable[[Job, Holder], None]
+    ):
+        self._watcher, self._waiting = watcher, waiting
+        self._next = collections.deque(jobs)
+        self._held: list[Job] = []
+        self._looked = 0.0
+
+    def __bool__(self) -> bool:
+        """Whether any run is left."""
+        return bool(self._next or self._held)
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time to look again at what others have."""
+        return bool(self._held) and time.monotonic() - self._looked >= self._watcher.timing.look
+
+    def take(self) -> tuple[Job, Claim] | None:
+        """Claims the next run that can be had now; those that others work on are given up."""
+        if self.due:
+            self._next.extend(self._held)
+            self._held.clear()
+        while self._next:
+            job = self._next.popleft()
+            claim = self._watcher.take(job.folder)
+            if claim is not None:
+                return job, claim
+            self._looked = time.monotonic()
+            if not self._watcher.alive(job.folder):
+                self._held.append(job)
+                if found := claims.holder(job.folder):
+                    self._waiting(job, found)
+        return None
+
+    def wait(self) -> None:
+        """Lets the time pass until the next look, if there is to be one."""
+        if self._held:
+            time.sleep(self._watcher.timing.look)
 
 
 class _Slots:
@@ -86,11 +141,11 @@ class _Slots:
     def __init__(
         self,
         program: Program,
-        watcher: Watcher,
+        queue: _Queue,
         report: Callable[[Job, Progress], None],
         ended: Callable[[Job, Failure | None], None],
     ):
-        self._program, self._watcher = program, watcher
+        self._program, self._queue = program, queue
         self._report, self._ended = report, ended
         self._runs: dict[int, _Run] = {}
         self._states = program.empty()
@@ -109,32 +164,24 @@ class _Slots:
 
     def __str__(self) -> str:
         """Which run is at which step."""
-        return ", ".join(map(str, self._runs.values())) or "no run was left"
+        return ", ".join(map(str, self._runs.values())) or "no run was in a slot"
 
     @property
     def due(self) -> bool:
-        """Whether a run has to be saved, or has ended."""
-        return any(run.due for run in self._runs.values())
+        """Whether a run has to be saved, has ended, or may be had for an empty slot."""
+        return any(run.due for run in self._runs.values()) or (self._room and self._queue.due)
 
-    def fill(self, waiting: collections.deque[Job]) -> bool:
-        """Puts waiting runs into empty slots; whether there is any run now."""
-        while waiting and len(self._runs) < self._program.slots:
-            job = waiting.popleft()
-            claim = self._watcher.take(job.folder)
-            if claim is None:
-                continue
-            try:
-                run = _Run(job, claim, self._program.mesh, self._report)
-            except UserError:
-                self.settle(save_all=True)
-                raise
-            if run.over:
-                run.close()
-                self._ended(job, None)
-            else:
-                slot = next_slot(self._runs, self._program.slots, self._program.mesh.shape[RUN])
-                self._states = self._program.put(self._states, slot, run.begin())
-                self._runs[slot] = run
+    def fill(self, stop: StopRequest) -> bool:
+        """Puts runs into empty slots until it is asked to stop; whether there is any run now."""
+        while self._queue and self._room and not stop.asked:
+            with self._saved_on_mistakes():
+                found = self._queue.take()
+                if found is not None:
+                    self._open(*found)
+            if found is None and self._runs:
+                break
+            if found is None:
+                self._queue.wait()  # there is nothing to train meanwhile
         if self._runs:
             self._place()
         return bool(self._runs)
@@ -142,8 +189,11 @@ class _Slots:
     def step(self) -> None:
         """Trains every run for a step."""
         rows = np.zeros(self._program.rows_shape, np.int32)
-        for slot, run in self._runs.items():
-            rows[slot] = run.next_rows(compiling=not self._compiled)
+        with self._saved_on_mistakes():
+            for slot, run in self._runs.items():
+                rows[slot] = run.next_rows()
+        for run in self._runs.values():
+            run.begin_step(compiling=not self._compiled)
         self._states, metrics = self._program.step(
             self._states, rows, self._with_limits(), self._occupied
         )
@@ -162,6 +212,30 @@ class _Slots:
                 del self._runs[slot]
                 run.close()
                 self._ended(run.job, run.failure)
+
+    @property
+    def _room(self) -> bool:
+        return len(self._runs) < self._program.slots
+
+    def _open(self, job: Job, claim: Claim) -> None:
+        """Puts a run into a slot, unless it is at its end already."""
+        run = _Run(job, claim, self._program.mesh, self._report)
+        if run.over:
+            run.close()
+            self._ended(job, None)
+        else:
+            slot = next_slot(self._runs, self._program.slots, self._program.mesh.shape[RUN])
+            self._states = self._program.put(self._states, slot, run.begin())
+            self._runs[slot] = run
+
+    @contextlib.contextmanager
+    def _saved_on_mistakes(self) -> Iterator[None]:
+        """Saves the runs in the slots if the block, between two steps, finds the user mistaken."""
+        try:
+            yield
+        except UserError:
+            self.settle(save_all=True)
+            raise
 
     def _place(self) -> None:
         """Tells the devices which slots have a run, and the numbers of those runs."""
@@ -236,7 +310,7 @@ class _Run:
 
     @property
     def loss_limit(self) -> float:
-        """Of the step whose rows came last, where leaps are skipped."""
+        """Of the step that was begun last, where leaps are skipped."""
         skips = self.job.config.health.spike == "skip"
         return self._run.curve.loss_limit(self._done) if skips else math.inf
 
@@ -246,13 +320,15 @@ class _Run:
         del self._run.state
         return state
 
-    def next_rows(self, compiling: bool) -> Int32[np.ndarray, "batch length+1"]:
+    def next_rows(self) -> Int32[np.ndarray, "batch length+1"]:
         """What its next step trains on."""
-        rows = np.asarray(next(self._rows))
+        return np.asarray(next(self._rows))
+
+    def begin_step(self, compiling: bool) -> None:
+        """Counts the next step, once the rows of all runs are there."""
         self._done += 1
         lost = self._done <= self._journal.reached
         self._run.clock.enter("compile" if compiling else "repeated" if lost else "training")
-        return rows
 
     def collect(self, metrics: Metrics) -> None:
         """Writes down the next step; one that cannot be is the run's failure, and its last."""
@@ -265,8 +341,8 @@ class _Run:
             self.failure = failure
 
     def save(self, take: Callable[[], TrainState]) -> None:
-        """Saves the state that `take` gets, unless the run has failed."""
-        if self.failure is not None:
+        """Saves the state that `take` gets, unless the run has failed or made no step since."""
+        if self.failure is not None or self._done == self._settled:
             return
         try:
             self._run.save(take())

@@ -5,6 +5,7 @@ xprof shows it.
 """
 
 import dataclasses
+import logging
 import re
 from pathlib import Path
 from typing import Self
@@ -12,6 +13,8 @@ from typing import Self
 import jax
 
 from scaling_jax.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,12 +39,22 @@ class Window:
         first, count = int(match[1]), int(match[2])
         return cls(first, first + count - 1)
 
-    def check(self, done: int, steps: int) -> None:
-        """Raises a UserError unless the window lies between the steps `done` and `steps`."""
-        if not done < self.first <= self.last <= steps:
-            left = f"the steps {done + 1} to {steps}" if done < steps else "no steps: it is trained"
+    def check(self, steps: int) -> None:
+        """Raises a UserError if a run of `steps` steps ends before the window does."""
+        if self.last > steps:
             raise UserError(
-                f"profile: steps {self.first} to {self.last} are asked for, but the run has {left}"
+                f"profile: steps {self.first} to {self.last} are asked for, but the run has {steps}"
+            )
+
+    def warn_of_past(self, done: int) -> None:
+        """Warns of steps that are not traced, because an earlier call has trained them."""
+        if self.first <= done:
+            missed = "none of them is traced" if self.last <= done else "the others are traced"
+            logger.warning(
+                "profile: steps %d to %d were trained by an earlier call: %s",
+                self.first,
+                min(done, self.last),
+                missed,
             )
 
 
@@ -59,8 +72,9 @@ class Tracer:
         self._stop()
 
     def before(self, step: int) -> jax.profiler.StepTraceAnnotation:
-        """Starts the trace if `step` is its first; names the step in it."""
-        if self._window and step == self._window.first:
+        """Starts the trace at the first step of the window that is trained; names the step."""
+        window = self._window
+        if window and window.first <= step <= window.last and not self._tracing:
             jax.profiler.start_trace(str(self._folder))
             self._tracing = True
         return jax.profiler.StepTraceAnnotation("train", step_num=step)

@@ -48,6 +48,25 @@ def test_what_would_fit_is_said(monkeypatch, share, mesh, hint):
         devices.check_fits(config)
 
 
+@pytest.mark.parametrize(
+    ("room", "slots", "mesh", "hint"),
+    [
+        (4, 64, {}, "in 64 slots cannot fit: .*; slots=32 may do"),
+        (2, 12, {"data": 2, "fsdp": 4}, "in 12 slots cannot fit: .*; slots=4 may do"),
+        (1, 6, {"data": 1, "fsdp": 8}, "in 6 slots cannot fit: .*; one at a time"),
+    ],
+)
+def test_a_device_has_to_hold_the_states_of_all_its_slots(monkeypatch, room, slots, mesh, hint):
+    """Devices with room for so many states, and the gradients of one."""
+    config = run(512, **mesh)
+    needed = memory.estimate(config.model, 16, 1, MeshConfig(**({"data": 8} | mesh)))
+    limit = int(room * needed.arguments + needed.gradients) + 2**16
+    monkeypatch.setattr(devices, "memory_bytes", lambda _: limit)
+    devices.check_fits(config, slots=room * (mesh or {"data": 8})["data"])
+    with pytest.raises(UserError, match=hint):
+        devices.check_fits(config, slots=slots)
+
+
 def test_a_mesh_that_does_not_fit_the_devices_is_one_line():
     with pytest.raises(UserError, match="data=3, fsdp=1, tensor=1 makes 3 devices, but there are"):
         devices.check_fits(run(64, data=3))
@@ -83,4 +102,18 @@ def test_a_testbed_with_a_run_that_cannot_fit_trains_none(monkeypatch, capsys, t
         cli.main()
     assert stop.value.code == 2
     assert "7b cannot fit" in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "out").exists()
+
+
+def test_slots_that_cannot_fit_are_refused_before_the_first_run_is_trained(
+    monkeypatch, capsys, tmp_path
+):
+    grid = "grid=[{role: fit, datasets: [rpj], sizes: [11m], token_multipliers: [20, 40]}]"
+    words = ["testbed", "run", "testbeds/gadre2024.yaml", grid, "--out", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", ["scaling-jax", *words, "--pack", "--slots", "64"])
+    monkeypatch.setattr(devices, "memory_bytes", lambda _: 2**29)
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 2
+    assert "11m in 64 slots cannot fit" in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "out").exists()

@@ -149,6 +149,18 @@ def test_a_testbed_that_went_down_goes_on(runs, separate, tmp_path, crash_at):
     pd.testing.assert_frame_equal(runner.write_table(runs, tmp_path), separate, check_exact=True)
 
 
+def test_a_damaged_checkpoint_of_one_run_stops_no_testbed(runs, separate, tmp_path, caplog):
+    trained(runs, tmp_path, crash_at=("walk-s-m2", 7))
+    folder = runs[1].folder(tmp_path) / "checkpoints"
+    (folder / "6" / "meta" / "metadata").write_text("{}")
+    found = runner.status(runs[1], tmp_path)
+    assert found.word == "started"
+    assert (found.step, found.branched_at) == (3, 3)
+    assert "checkpoint of step 6 is damaged or gone" in caplog.text
+    trained(runs, tmp_path)
+    pd.testing.assert_frame_equal(runner.write_table(runs, tmp_path), separate, check_exact=True)
+
+
 def test_where_a_trunk_was_removed_its_branch_is_trained_alone(runs, separate, tmp_path):
     trained(runs[:2], tmp_path)
     shutil.rmtree(runs[1].folder(tmp_path) / "checkpoints" / "6")
@@ -194,7 +206,7 @@ def test_a_branch_waits_for_the_trunk_that_another_process_trains(runs, separate
         tmp_path,
         lambda run, progress: told.append((run.name, progress.step)),
         lambda run, holder: waited.append(run.name),
-        quick,
+        timing=quick,
     ):
         assert done.now
     assert set(waited) == {"walk-s-m1"}

@@ -423,5 +423,6 @@ def test_a_profile_can_be_looked_at_and_changes_nothing(config, whole, tmp_path)
     content = trace.read_bytes()
     assert b"train_step" in content
     assert b"step_num" in content
-    with pytest.raises(UserError, match="no steps: it is trained"):
-        loop.train(config, tmp_path, profile=Window(3, 5))
+    assert_same_run(loop.train(config, tmp_path, profile=Window(3, 5)), whole)
+    with pytest.raises(UserError, match="but the run has"):
+        loop.train(config, tmp_path, profile=Window(3, 10**6))

@@ -4,7 +4,10 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import signal
+import time
+from pathlib import Path
 
 import jax
 import jax.monitoring
@@ -12,7 +15,7 @@ import numpy as np
 import pytest
 
 from scaling_jax import mesh as meshes
-from scaling_jax.claims import Watcher
+from scaling_jax.claims import Holder, Timing, Watcher
 from scaling_jax.config import CheckpointConfig, HealthConfig, MeshConfig
 from scaling_jax.errors import Interrupted, NonFiniteLossError, UserError
 from scaling_jax.training import checkpoint, loop, packed, packed_step
@@ -94,6 +97,14 @@ def assert_all_same(jobs, alone):
 
 def saved_step(job):
     return checkpoint.latest_step(job.folder / "checkpoints") or 0
+
+
+def claim_elsewhere(job, **changes):
+    """A claim of a process on another host, of which nothing is known."""
+    theirs = dataclasses.replace(Holder.here(), place="another boot", **changes)
+    path = job.folder / "claims" / "000001.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(dataclasses.asdict(theirs)))
 
 
 def interrupt_at(step, number):
@@ -205,18 +216,80 @@ def test_steps_are_skipped_as_alone(configs, tmp_path):
     assert_all_same(jobs, expected)
 
 
-def test_a_run_that_another_process_has_is_passed_over(configs, alone, tmp_path):
+def test_a_run_that_another_process_is_seen_to_work_on_is_passed_over(configs, alone, tmp_path):
     jobs = jobs_in(tmp_path, configs)[3:]
-    theirs = Watcher().take(jobs[0].folder)
+    quick = Timing(beat=0.05, look=0.1, stale=60)
+    theirs = Watcher(quick).take(jobs[0].folder)
     assert theirs is not None
-    ended = []
-    packed.train(jobs, 4, Watcher(), ended=lambda job, _: ended.append(job))
+    ended, heard = [], []
+    packed.train(
+        jobs,
+        4,
+        Watcher(quick),
+        ended=lambda job, _: ended.append(job),
+        waiting=lambda job, holder: heard.append((job.folder, holder.pid)),
+    )
     theirs.release()
     assert ended == jobs[1:]
+    assert set(heard) == {(jobs[0].folder, os.getpid())}
     assert checkpoint.latest_step(jobs[0].folder / "checkpoints") is None
     # Ours are free again.
     assert Watcher().take(jobs[1].folder) is not None
     assert_all_same(jobs[1:], alone[4:])
+
+
+def test_runs_of_a_host_that_is_gone_are_trained_once_their_claims_are_stale(
+    configs, alone, tmp_path
+):
+    jobs, looks = jobs_in(tmp_path, configs)[3:], []
+
+    class Counting(Watcher):
+        def take(self, folder):
+            looks.append(folder)
+            return super().take(folder)
+
+    for job in jobs:
+        claim_elsewhere(job)
+    begun = time.monotonic()
+    packed.train(jobs, 4, Counting(Timing(look=0.1, stale=0.45)), lambda *_: looks.append("a step"))
+    assert time.monotonic() - begun > 0.45
+    # First seen, then quiet for five times the time between looks; nobody asks in between.
+    before = looks[: looks.index("a step")]
+    assert len(before) <= 7 * len(jobs)
+    assert_all_same(jobs, alone[3:])
+
+
+def test_slots_go_on_while_a_run_is_waited_for_and_take_it_once_it_is_released(
+    configs, alone, tmp_path
+):
+    jobs, told = jobs_in(tmp_path, [configs[4], configs[0]]), []
+    claim_elsewhere(jobs[0])
+
+    def report(job, progress):
+        told.append((job.folder.name, progress.step))
+        if told[-1] == ("1", 3):
+            claim_elsewhere(jobs[0], released=True)
+
+    packed.train(jobs, 4, Watcher(Timing(look=0.0)), report)
+    assert told[:3] == [("1", 1), ("1", 2), ("1", 3)]
+    assert told.index(("0", 1)) < told.index(("1", RUNS[0][1]))
+    assert_all_same(jobs, [alone[4], alone[0]])
+
+
+def test_a_request_to_stop_before_the_first_step_is_followed(configs, tmp_path):
+    """No more runs are opened, and of those that have made no step there is nothing to save."""
+    jobs = jobs_in(tmp_path, configs[:3])
+
+    class Asked(Watcher):
+        def take(self, folder):
+            os.kill(os.getpid(), signal.SIGTERM)
+            return super().take(folder)
+
+    with pytest.raises(Interrupted, match=r"stopped and saved: 0 after step 0 of 12$"):
+        packed.train(jobs, 4, Asked())
+    assert saved_step(jobs[0]) == 0
+    assert not jobs[1].folder.exists()
+    assert Watcher().take(jobs[0].folder) is not None
 
 
 def test_what_is_wrong_with_a_later_run_does_not_cost_the_others(configs, alone, tmp_path):
@@ -227,6 +300,38 @@ def test_what_is_wrong_with_a_later_run_does_not_cost_the_others(configs, alone,
     assert checkpoint.latest_step(jobs[0].folder / "checkpoints") == RUNS[3][1]
     packed.train(jobs[:2], 2, Watcher())
     assert_all_same(jobs[:2], alone[2:4])
+
+
+def test_a_mistake_that_is_found_before_the_first_step_is_all_that_is_told(configs, tmp_path):
+    missing = dataclasses.replace(configs[1].data, dataset="nowhere")
+    jobs = jobs_in(tmp_path, [configs[0], dataclasses.replace(configs[1], data=missing)])
+    with pytest.raises(UserError, match="nowhere"):
+        packed.train(jobs, 2, Watcher())
+    assert saved_step(jobs[0]) == 0
+
+
+def test_damaged_rows_of_a_run_do_not_cost_the_others(configs, alone, tmp_path):
+    """They are found when the run has got its slot and the others are under way."""
+    data = damaged_copy(Path(configs[0].data.folder) / "walk", tmp_path / "data")
+    broken = dataclasses.replace(configs[4], data=dataclasses.replace(configs[4].data, folder=data))
+    jobs = jobs_in(tmp_path, [configs[2], configs[3], broken, configs[0]])
+    with pytest.raises(UserError, match="tokens-00000"):
+        packed.train(jobs, 2, Watcher())
+    # The first one has run beside the second, and not a step further.
+    assert [saved_step(job) for job in jobs] == [5, 5, 0, 0]
+    good = [jobs[0], jobs[1], jobs[3]]
+    packed.train(good, 2, Watcher())
+    assert_all_same(good, [alone[2], alone[3], alone[0]])
+
+
+def damaged_copy(dataset, folder):
+    """A data folder with a dataset whose first shard of training data has a wrong byte."""
+    shutil.copytree(dataset, folder / dataset.name)
+    shard = min((folder / dataset.name / "train").glob("tokens-00000*"))
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    return str(folder)
 
 
 def test_a_slot_without_a_run_stays_as_it_is(config):
