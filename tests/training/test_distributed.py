@@ -26,10 +26,16 @@ PATIENCE = 300
 
 
 class Job:
-    """`scaling-jax train`, or another command, in several processes."""
+    """`scaling-jax train`, or another command, in several processes; the last one told `own`."""
 
     def __init__(
-        self, config: Path, folder: Path, processes: int, *words: str, command: str = "train"
+        self,
+        config: Path,
+        folder: Path,
+        processes: int,
+        *words: str,
+        command: str = "train",
+        own: str | None = None,
     ):
         with socket.socket() as free:
             free.bind(("localhost", 0))
@@ -41,7 +47,11 @@ class Job:
         self.folder = folder
         self.processes = [
             subprocess.Popen(
-                [*line, f"--processes={processes}", f"--process_id={number}"],
+                [
+                    *line,
+                    *([own] if own and number == processes - 1 else []),
+                    *(f"--processes={processes}", f"--process_id={number}"),
+                ],
                 env=environment,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -80,8 +90,8 @@ class Job:
 def start(config_file, tmp_path):
     jobs = []
 
-    def make(processes, *words, folder=None, config=config_file, command="train"):
-        jobs.append(Job(config, folder or tmp_path / "run", processes, *words, command=command))
+    def make(processes, *words, folder=None, config=config_file, **others):
+        jobs.append(Job(config, folder or tmp_path / "run", processes, *words, **others))
         return jobs[-1]
 
     yield make
@@ -259,6 +269,15 @@ def test_what_does_not_fit_ends_all_with_the_users_code(start):
     ends = start(2, "batch_size=6").ends()
     assert [code for code, *_ in ends] == [2, 2]
     assert all("batch_size=6 is not divisible" in err.splitlines()[-1] for *_, err in ends)
+
+
+@pytest.mark.slow
+def test_a_mistake_of_one_process_ends_all_with_its_code(start):
+    """Or launchers would start the others again and again."""
+    (code, _, first), (own_code, _, last) = start(2, own="seed=7").ends()
+    assert (code, own_code) == (2, 2)
+    assert "process 1: its config or data is not that of process 0" in last
+    assert first.splitlines()[-1] == "error: process 1 has ended with exit code 2"
 
 
 @pytest.mark.slow
