@@ -25,6 +25,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from scaling_jax import sealed
 from scaling_jax.data import catalog, workers, writing, zipf_markov
 from scaling_jax.data.shards import INDEX_FILE, Index, ShardEntry, read_index, write_index
 from scaling_jax.data.sources import Source, dealt
@@ -41,16 +42,25 @@ SHARD_SOURCE_BYTES = 1 << 28
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A split to be prepared: its folder, the index it will have but for its shards, the jobs."""
+    """A split to be prepared: its folder, the index it will have but for its shards, the jobs.
+
+    `origin` is that of its source.
+    """
 
     folder: Path
     draft: Index
     jobs: tuple[Job, ...]
+    origin: tuple[str, ...]
 
     @property
     def index_file(self) -> Path:
         """The file that makes the split valid."""
         return self.folder / INDEX_FILE
+
+    @property
+    def origin_file(self) -> Path:
+        """The file that says where the source was."""
+        return self.folder / "origin.json"
 
 
 class Todo(NamedTuple):
@@ -171,7 +181,6 @@ def _plan(
         entropy_rate=zipf_markov.entropy_rate() if known_entropy else None,
         versions={"format": FORMAT_VERSION}
         | {package: importlib.metadata.version(package) for package in PACKAGES},
-        origin=source.origin,
     )
     names = [f"tokens-{number:05d}-of-{shards:05d}.{draft.dtype}" for number in range(shards)]
     recipe = _recipe(draft, source.rule(split))
@@ -179,13 +188,12 @@ def _plan(
         Job(source, split, tuple(run), folder / name, draft.dtype, recipe)
         for name, run in zip(names, dealt(pieces, shards), strict=True)
     )
-    return Plan(folder, draft, tuple(jobs))
+    return Plan(folder, draft, tuple(jobs), source.origin)
 
 
 def _recipe(draft: Index, rule: str) -> str:
     """Names all that a split depends on, except its documents, wherever those and the words lie."""
     content = dataclasses.asdict(draft) | {"vocabulary": "", "rule": rule}  # pyright: ignore[reportArgumentType]
-    del content["origin"]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -246,7 +254,6 @@ def _read_index(plan: Plan) -> Index | None:
         documents=found.documents,
         text_bytes=found.text_bytes,
         shards=found.shards,
-        origin=found.origin,  # as may the source
     )
     names = [job.path.name for job in plan.jobs]
     same = found == expected and [entry.file for entry in found.shards] == names
@@ -261,15 +268,17 @@ def _make_folder(folder: Path) -> None:
 
 
 def _check_same_source(plan: Plan) -> None:
-    """Raises a UserError if the folder has a finished split whose source lay elsewhere."""
+    """Raises a UserError if the folder's split is of a source that lay elsewhere.
+
+    That stands beside the index, which does not depend on where things are.
+    """
     try:
-        _, found = read_index(plan.folder)
-    except UserError:
+        origin = sealed.read(plan.origin_file)["origin"]
+    except (OSError, ValueError, KeyError):  # nobody knows
         return
-    ours = plan.draft.origin
-    if found.origin and not set(found.origin) & set(ours):
+    if not set(origin) & set(plan.origin):
         raise UserError(
-            f"{plan.folder}: holds what was prepared from {found.origin[0]}, not from {ours[0]}: "
+            f"{plan.folder}: holds what was prepared from {origin[0]}, not from {plan.origin[0]}: "
             "give this one another name (name=...), or remove that folder"
         )
 
@@ -308,6 +317,7 @@ def _finish(plan: Plan, entries: Sequence[ShardEntry]) -> Index:
             text_bytes=sum(entry.text_bytes for entry in entries),
             shards=tuple(entries),
         )
+        sealed.write(plan.origin_file, {"origin": plan.origin})
         write_index(plan.folder, index)
     for job in plan.jobs:
         job.receipt.unlink(missing_ok=True)

@@ -70,8 +70,6 @@ class Index:
     # Nats per token of the source, where it is known in closed form for this vocabulary.
     entropy_rate: float | None
     versions: dict[str, str]
-    # Where the source was when this was prepared; its content is in `shards`.
-    origin: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for shard in self.shards:
