@@ -70,7 +70,7 @@ def main() -> None:
     warnings.showwarning = _show_warning
     signal.signal(signal.SIGTERM, _stop)
     try:
-        app(exit_on_error=False, print_error=False)
+        app(sys.argv[1:], exit_on_error=False, print_error=False)
     except (UserError, cyclopts.CycloptsError) as error:
         _exit(f"error: {_one_line(error)}", 2)
     except TimeoutError as error:

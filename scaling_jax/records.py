@@ -226,10 +226,14 @@ def _signature(path: Path) -> Path:
 
 
 def _json_rows(path: Path) -> list[dict[str, Any]]:
-    """Raises a ValueError unless the file is a list of objects, one a row."""
+    """Raises a ValueError unless the file is a list of objects, one a row, of numbers and texts."""
     rows = json.loads(path.read_bytes())
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ValueError("it is no list of objects, one a row")
+    for number, row in enumerate(rows, start=1):
+        for name, value in row.items():
+            if isinstance(value, dict | list):
+                raise ValueError(f"row {number}, column '{name}': neither a number nor text")
     return rows
 
 
