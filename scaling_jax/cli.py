@@ -31,6 +31,7 @@ from scaling_jax.commands import (
     testbeds,
 )
 from scaling_jax.errors import (
+    TRY_AGAIN,
     HeldError,
     Interrupted,
     NonFiniteLossError,
@@ -38,8 +39,6 @@ from scaling_jax.errors import (
     PeerError,
     UserError,
 )
-
-TRY_AGAIN_LATER = 75  # EX_TEMPFAIL of sysexits.h
 
 app = cyclopts.App(
     name="scaling-jax",
@@ -74,11 +73,11 @@ def main() -> None:
     except (UserError, cyclopts.CycloptsError) as error:
         _exit(f"error: {_one_line(error)}", 2)
     except TimeoutError as error:
-        _exit(f"error: {_one_line(error)}", TRY_AGAIN_LATER)
+        _exit(f"error: {_one_line(error)}", TRY_AGAIN)
     except NonFiniteLossError as error:
         _exit(f"error: {error}", 1)
     except (HeldError, PeerError, OutageError) as error:
-        _exit(f"error: {error}", TRY_AGAIN_LATER)
+        _exit(f"error: {error}", TRY_AGAIN)
     except Interrupted as error:
         _exit(f"{error}; the same command goes on from there", 128 + error.signal)
     except KeyboardInterrupt as error:
@@ -89,7 +88,7 @@ def main() -> None:
         if code is not None:
             where = getattr(error, "filename", None) or "the storage"
             passing = code in storage.PASSING
-            _exit(f"error: {where}: {storage.in_words(code)}", TRY_AGAIN_LATER if passing else 2)
+            _exit(f"error: {where}: {storage.in_words(code)}", TRY_AGAIN if passing else 2)
         if not _several_processes():
             raise
         _exit(traceback.format_exc().rstrip(), 1)

@@ -3,6 +3,8 @@
 import difflib
 from collections.abc import Iterable
 
+TRY_AGAIN = 75  # exit code: EX_TEMPFAIL of sysexits.h
+
 
 class UserError(Exception):
     """A mistake in what the user gave: one line that says what, where, and what would be right.
@@ -33,6 +35,11 @@ class PeerError(Exception):
 
 class OutageError(Exception):
     """The storage or the network does not answer; nothing is lost; exit code 75: try again."""
+
+
+def first_line(error: Exception, most: int = 200) -> str:
+    """What an error says, in one line of so many characters; libraries say it in many."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:most]
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

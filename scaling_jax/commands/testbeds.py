@@ -105,9 +105,10 @@ def run_testbed(
     with cluster.joined():
         compilation.keep()
         mine = [*share, *others]
-        _check_fit(mine, folder)
+        statuses = [runner.status(run, folder) for run in mine]
+        _check_fit(statuses)
         if pack:
-            _run_packed(mine, folder, slots)
+            _run_packed(statuses, folder, slots)
         if not distributed.is_first():
             runner.follow(mine, folder)
             return
@@ -203,32 +204,31 @@ def _folder(out: Path | None, testbed: "TestbedConfig") -> Path:
     return folder
 
 
-def _check_fit(runs: list["PlannedRun"], out: Path) -> None:
+def _check_fit(statuses: list["RunStatus"]) -> None:
     """Refuses runs that are to be trained and cannot fit, before the first one is."""
     from scaling_jax.planning import devices
-    from scaling_jax.testbeds import runner
 
-    for run in runs:
-        if runner.status(run, out).word != "done":
-            devices.check_fits(run.config)
+    for found in statuses:
+        if found.word != "done":
+            devices.check_fits(found.run.config)
 
 
-def _run_packed(runs: list["PlannedRun"], out: Path, slots: int | None) -> None:
+def _run_packed(statuses: list["RunStatus"], out: Path, slots: int | None) -> None:
     """Trains side by side what can be."""
     from scaling_jax.planning import devices
     from scaling_jax.progress import GridProgress
     from scaling_jax.terminal import say
-    from scaling_jax.testbeds import packing, runner
+    from scaling_jax.testbeds import packing
     from scaling_jax.training import distributed
 
     if distributed.several():
         raise UserError("pack: several processes that are joined cannot pack runs; give each index")
-    packed = packing.plan([runner.status(run, out) for run in runs], slots)
+    packed = packing.plan(statuses, slots)
     for group in packed.groups:
         devices.check_fits(group.runs[0].config, slots=group.slots)
     for part in (*packed.groups, *packed.alone):
         say(str(part))
-    with GridProgress(runs) as progress:
+    with GridProgress([found.run for found in statuses]) as progress:
         packing.train(packed, out, progress.report, progress.trained, progress.waiting)
 
 

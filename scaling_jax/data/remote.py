@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from scaling_jax.errors import UserError
+from scaling_jax.errors import UserError, first_line
 
 # Waits between tries: about a minute in all.
 WAITS_SECONDS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
@@ -35,15 +35,16 @@ def patiently(what: str, action: Callable[[], Result]) -> Result:
         except (*ANSWERS, ImportError, ValueError):
             raise
         except Exception as error:
-            logger.warning("%s: %s; trying again in %g s", what, _reason(error), wait)
+            logger.warning("%s: %s; trying again in %g s", what, first_line(error), wait)
             time.sleep(wait)
     try:
         return action()
     except (*ANSWERS, ImportError, ValueError):
         raise
     except Exception as error:
+        tries = len(WAITS_SECONDS) + 1
         raise UserError(
-            f"{what}: cannot be reached ({_reason(error)}), tried {len(WAITS_SECONDS) + 1} times; "
+            f"{what}: cannot be reached ({first_line(error)}), tried {tries} times; "
             "what is finished is kept, and the same command goes on from there"
         ) from None
 
@@ -101,7 +102,3 @@ class RemoteFile(io.RawIOBase):
         import fsspec
 
         return fsspec.open(self._url, "rb").open()  # pyright: ignore[reportAttributeAccessIssue]
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]

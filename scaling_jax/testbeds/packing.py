@@ -16,7 +16,7 @@ from scaling_jax import claims
 from scaling_jax import mesh as meshes
 from scaling_jax.claims import Holder, Timing, Watcher
 from scaling_jax.errors import NonFiniteLossError, UserError
-from scaling_jax.testbeds import failures
+from scaling_jax.testbeds import failures, runner
 from scaling_jax.testbeds.grid import PlannedRun
 from scaling_jax.testbeds.runner import RunStatus
 from scaling_jax.training import checkpoint, packed, packed_step, step
@@ -216,14 +216,12 @@ def _splits(shape: Shape, whole: Mesh, slots: int) -> bool:
 
 def _job(run: PlannedRun, out: Path) -> Job | None:
     """What is to be trained; None for a branch whose trunk is not there yet."""
-    folder, config = run.folder(out), run.config
-    if run.trunk is not None:
-        trunk = run.trunk.folder(out)
-        if run.shared_steps in checkpoint.steps(trunk / CHECKPOINT_FOLDER):
-            config = dataclasses.replace(config, branch_from=str(trunk))
-        elif checkpoint.latest_step(folder / CHECKPOINT_FOLDER) is None:
-            return None
-    return Job(config, folder)
+    folder = run.folder(out)
+    branches = run.trunk is not None and runner.trunk_is_there(run, out)
+    unstarted = checkpoint.latest_step(folder / CHECKPOINT_FOLDER) is None
+    if run.trunk is not None and unstarted and not branches:
+        return None
+    return Job(runner.config_of(run, out, branches), folder)
 
 
 def _steps_left(status: RunStatus) -> int:

@@ -216,8 +216,9 @@ def follow(runs: Sequence[PlannedRun], out: Path) -> None:
         number, branches = distributed.from_first((ALL_DONE, 0))
         if number == ALL_DONE:
             return
+        run = runs[number]
         with contextlib.suppress(NonFiniteLossError):
-            train_and_evaluate(_config(runs[number], out, bool(branches)), runs[number].folder(out))
+            train_and_evaluate(config_of(run, out, bool(branches)), run.folder(out))
 
 
 def write_table(runs: Sequence[PlannedRun], out: Path) -> pd.DataFrame:
@@ -306,6 +307,20 @@ def record(run: PlannedRun, scores: validation.Scores) -> dict[str, Any]:
     return row
 
 
+def config_of(run: PlannedRun, out: Path, branches: bool) -> RunConfig:
+    """The config of `run`, with the folder of its trunk if it begins with that one's steps."""
+    if not branches:
+        return run.config
+    assert run.trunk is not None
+    return dataclasses.replace(run.config, branch_from=str(run.trunk.folder(out)))
+
+
+def trunk_is_there(run: PlannedRun, out: Path) -> bool:
+    """Whether the steps that `run` shares with its trunk are saved there."""
+    assert run.trunk is not None
+    return run.shared_steps in checkpoint.steps(run.trunk.folder(out) / CHECKPOINT_FOLDER)
+
+
 def _finish(
     run: PlannedRun,
     number: int,
@@ -326,7 +341,7 @@ def _finish(
     if reason := failures.reason(folder):
         raise NonFiniteLossError(reason)
     unstarted = checkpoint.latest_step(folder / CHECKPOINT_FOLDER) is None
-    if unstarted and run.trunk in left and not _trunk_is_there(run, out):
+    if unstarted and run.trunk in left and not trunk_is_there(run, out):
         return None
     claim = watcher.take(folder)
     if claim is None:
@@ -335,10 +350,11 @@ def _finish(
         known = _scores(run, out)  # somebody may just have finished it
         if known is not None:
             return FinishedRun(run, known, now=False)
-        branches = run.trunk is not None and _trunk_is_there(run, out)
+        branches = run.trunk is not None and trunk_is_there(run, out)
         distributed.from_first((number, int(branches)))
+        config = config_of(run, out, branches)
         scores = train_and_evaluate(
-            _config(run, out, branches), folder, lambda progress: report(run, progress), claim.check
+            config, folder, lambda progress: report(run, progress), claim.check
         )
         return FinishedRun(run, scores, now=True)
     except NonFiniteLossError as error:
@@ -363,20 +379,6 @@ def _training(run: PlannedRun, out: Path) -> dict[str, int | str]:
     if meta["step"] != run.budget.steps:  # the last one was damaged or removed
         return {}
     return {name: meta[name] for name in ("unique_tokens", "health") if name in meta}
-
-
-def _config(run: PlannedRun, out: Path, branches: bool) -> RunConfig:
-    """The config of `run`, with the folder of its trunk if it begins with that one's steps."""
-    if not branches:
-        return run.config
-    assert run.trunk is not None
-    return dataclasses.replace(run.config, branch_from=str(run.trunk.folder(out)))
-
-
-def _trunk_is_there(run: PlannedRun, out: Path) -> bool:
-    """Whether the steps that `run` shares with its trunk are saved there."""
-    assert run.trunk is not None
-    return run.shared_steps in checkpoint.steps(run.trunk.folder(out) / CHECKPOINT_FOLDER)
 
 
 def _scores(run: PlannedRun, out: Path) -> validation.Scores | None:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
-from jax._src import distributed as jax_distributed  # the service's messages
 
 from scaling_jax.errors import PeerError
 from scaling_jax.training import distributed
@@ -50,10 +49,8 @@ def of_all(message: Any) -> list[Any]:
     """What each process says, in JSON, in every process; no devices are asked."""
     if not distributed.several():
         return [message]
-    client = jax_distributed.global_state.client
-    assert client is not None  # where several are joined
-    number = next(_exchanges)
+    service, number = distributed.service(), next(_exchanges)
     keys = [f"scaling_jax/agreement/{number}/{who}" for who in range(jax.process_count())]
-    client.key_value_set(keys[jax.process_index()], json.dumps(message))
+    service.key_value_set(keys[jax.process_index()], json.dumps(message))
     wait = distributed.LONGEST_WAIT_MS
-    return [json.loads(client.blocking_key_value_get(key, wait)) for key in keys]
+    return [json.loads(service.blocking_key_value_get(key, wait)) for key in keys]

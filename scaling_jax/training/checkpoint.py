@@ -27,7 +27,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from scaling_jax import sealed, storage
-from scaling_jax.errors import OutageError, UserError
+from scaling_jax.errors import OutageError, UserError, first_line
 from scaling_jax.training import agreement, distributed
 from scaling_jax.training.state import TrainState
 
@@ -321,7 +321,7 @@ def _judging(path: Path) -> Iterator[None]:
             raise storage.refusal(f"{path}: cannot be read", code) from None
         if not any(isinstance(each, SIGNS_OF_DAMAGE) for each in storage.causes(error)):
             raise
-        raise DamagedError(f"{path}: {_reason(error)}") from error
+        raise DamagedError(f"{path}: {first_line(error, 300)}") from error
 
 
 @contextlib.contextmanager
@@ -355,10 +355,6 @@ def _saving(folder: Path) -> Iterator[None]:
                 "command goes on from the one before"
             ) from None
         raise storage.refusal(f"{folder}: a checkpoint cannot be saved", code) from None
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:300]
 
 
 def _state_fingerprints(state: TrainState) -> dict[str, int]:

@@ -32,9 +32,8 @@ import jax
 from jax._src import distributed as jax_distributed  # the service's address and barriers
 from jax._src import xla_bridge
 
-from scaling_jax.errors import PeerError, UserError
+from scaling_jax.errors import TRY_AGAIN, PeerError, UserError, first_line
 
-TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h
 HEARTBEAT_SECONDS = 10
 JOIN_SECONDS = 120
 SHUTDOWN_SECONDS = 60
@@ -84,7 +83,7 @@ def joined(
     except jax.errors.JaxRuntimeError as error:
         if not _of_peers(error):
             raise
-        raise PeerError(f"lost another process of this run ({_first_line(error)})") from error
+        raise PeerError(f"lost another process of this run ({first_line(error)})") from error
     _let_go()
     jax.distributed.shutdown()
 
@@ -126,7 +125,7 @@ def together(program: jax.stages.Wrapped) -> Callable[..., Any]:
         nonlocal ready
         if not ready and several():
             program.lower(*arguments).compile()  # which the call below finds done
-            _service().wait_at_barrier(f"compiled {next(_numbers)}", LONGEST_WAIT_MS)
+            service().wait_at_barrier(f"compiled {next(_numbers)}", LONGEST_WAIT_MS)
         ready = True
         return program(*arguments)
 
@@ -144,7 +143,7 @@ def leave(code: int) -> None:
     sys.stderr.flush()
     if code != TRY_AGAIN:
         try:
-            _service().wait_at_barrier("leaving", LEAVE_SECONDS * 1000)
+            service().wait_at_barrier("leaving", LEAVE_SECONDS * 1000)
             _let_go()
             if is_first():  # the service that the others talk to ends with this process
                 time.sleep(0.5)
@@ -154,7 +153,7 @@ def leave(code: int) -> None:
     os._exit(code)
 
 
-def _service() -> Any:
+def service() -> Any:
     """JAX's service, where processes meet without asking devices."""
     assert jax_distributed.global_state.client is not None  # only where several are joined
     return jax_distributed.global_state.client
@@ -164,9 +163,9 @@ def _from_first(text: str) -> str:
     """What the first process says, in every process."""
     key = f"scaling_jax/{next(_numbers)}"
     if is_first():
-        _service().key_value_set(key, text)
+        service().key_value_set(key, text)
         return text
-    return _service().blocking_key_value_get(key, LONGEST_WAIT_MS)
+    return service().blocking_key_value_get(key, LONGEST_WAIT_MS)
 
 
 def _check(
@@ -221,7 +220,7 @@ def _initialize(
     except ValueError:  # JAX has found no cluster
         return False
     except RuntimeError as error:
-        raise PeerError(f"the processes of this run do not meet ({_first_line(error)})") from error
+        raise PeerError(f"the processes of this run do not meet ({first_line(error)})") from error
     finally:
         alarm.cancel()
     if several():
@@ -357,7 +356,3 @@ def _end_now(line: str, code: int = TRY_AGAIN) -> None:
 def _of_peers(error: Exception) -> bool:
     """Whether JAX says that another process is gone."""
     return re.search(r"Gloo|gloo|coordination|UNAVAILABLE|DEADLINE|ABORTED", str(error)) is not None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]

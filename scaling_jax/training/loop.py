@@ -116,11 +116,11 @@ def _train_on(
         for done, batch in enumerate(clock.waiting("data", feed), start=first):
             if config.health.spike == "skip":
                 hyper = hyper._replace(loss_limit=_place(curve.loss_limit(done), replicated))
-            lost = done <= journal.reached
-            clock.enter("compile" if done == first else "repeated" if lost else "training")
+            part = "repeated" if done <= journal.reached else "training"
+            clock.enter("compile" if done == first else part)
             with tracer.before(done):
                 run.state, metrics = run_step(run.state, batch, hyper)
-            clock.enter("repeated" if lost else "training")
+            clock.enter(part)
             in_flight.append(metrics)
             # Reading the metrics of earlier steps only keeps the devices busy meanwhile.
             collect(0 if tracer.ends_with(done) else STEPS_IN_FLIGHT)

@@ -17,7 +17,7 @@ import pytest
 from scaling_jax import config as configs
 from scaling_jax import records
 from scaling_jax.config import CheckpointConfig
-from scaling_jax.errors import PeerError, UserError
+from scaling_jax.errors import TRY_AGAIN, PeerError, UserError
 from scaling_jax.training import checkpoint, distributed
 
 STEPS = 90
@@ -153,7 +153,7 @@ def test_a_killed_process_ends_the_other_and_the_rerun_ends_the_same(start, whol
     killed = time.monotonic()
     code, _, err = job.end(1 - victim)
     assert time.monotonic() - killed < distributed.HEARTBEAT_SECONDS
-    assert code == distributed.TRY_AGAIN
+    assert code == TRY_AGAIN
     assert err.splitlines()[-1] == (
         f"error: lost process {victim} of this run; the same command goes on from the last "
         "checkpoint"
@@ -178,7 +178,7 @@ def test_a_frozen_process_ends_the_other(start, victim):
         frozen = time.monotonic()
         code, _, err = job.end(1 - victim)
         assert time.monotonic() - frozen < 3 * distributed.HEARTBEAT_SECONDS
-        assert code == distributed.TRY_AGAIN
+        assert code == TRY_AGAIN
         assert "stands still or is gone" in err.splitlines()[-1]
     finally:
         job.processes[victim].kill()
@@ -285,7 +285,7 @@ def test_a_peer_that_does_not_come_is_one_line(start, tmp_path):
     job = start(2, "--patience=3")
     job.processes[1].kill()
     code, _, err = job.end(0)
-    assert code == distributed.TRY_AGAIN
+    assert code == TRY_AGAIN
     assert "not all processes of this run came within 3 s" in err.splitlines()[-1]
     assert not (tmp_path / "run").exists()
 
