@@ -1,6 +1,7 @@
 """What the command line turns into one line and an exit code, and the hint for unknown words."""
 
 import difflib
+import signal
 from collections.abc import Iterable
 
 TRY_AGAIN = 75  # exit code: EX_TEMPFAIL of sysexits.h
@@ -20,7 +21,7 @@ class NonFiniteLossError(Exception):
 class Interrupted(Exception):  # noqa: N818 - it is a wish, not an error
     """Somebody asked a run to stop, by `signal`; it was saved where it stood."""
 
-    def __init__(self, message: str, signal: int):
+    def __init__(self, message: str, signal: int = signal.SIGTERM):
         super().__init__(message)
         self.signal = signal
 

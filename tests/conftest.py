@@ -1,7 +1,13 @@
-"""Tests run on eight simulated CPU devices; this must be set before JAX starts."""
+"""Tests run on eight simulated CPU devices; this must be set before JAX starts.
+
+What they compile is kept: by the parallel workers of one run for each other, and for the next run.
+"""
 
 import os
+from pathlib import Path
 
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(__file__).parents[1] / ".pytest_cache/compiled")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
@@ -11,13 +17,14 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
+from typing import Any
 
 import hypothesis
 import jax
 import numpy as np
 import pytest
 from golden import Golden
+from joined_processes import Job
 
 from scaling_jax.data.shards import DTYPES, INDEX_FILE, Index, ShardEntry, Shards
 
@@ -107,3 +114,17 @@ def golden(request: pytest.FixtureRequest) -> Golden:
     if not path.is_file():
         pytest.skip(f"the tensors that open_lm computed are not there: {path}")
     return Golden.load(path)
+
+
+@pytest.fixture
+def jobs() -> Iterator[Callable[..., Job]]:
+    """Starts commands in several processes; what still runs at the end of the test is killed."""
+    started: list[Job] = []
+
+    def make(*arguments: Any, **options: Any) -> Job:
+        started.append(Job(*arguments, **options))
+        return started[-1]
+
+    yield make
+    for job in started:
+        job.kill()

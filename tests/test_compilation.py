@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 PROGRAM = """
 import jax, jax.numpy as jnp, sys
 from scaling_jax import compilation
@@ -49,6 +51,7 @@ def test_programs_are_kept_and_used_again_with_the_same_result(tmp_path):
     assert run(XDG_CACHE_HOME=tmp_path)[0][1] == first
 
 
+@pytest.mark.slow
 def test_the_users_settings_are_left_alone(tmp_path):
     own, home = tmp_path / "own", tmp_path / "home"
     (folder, _), _ = run(JAX_COMPILATION_CACHE_DIR=own, XDG_CACHE_HOME=home)

@@ -82,6 +82,7 @@ def evaluate(
     only: tuple[str, ...] = (),
     vocabulary: str | None = None,
     cache: Path | None = None,
+    cluster: ClusterOptions = CLUSTER,
 ) -> None:
     """Score a run's newest checkpoint on its validation sets, or on downstream tasks.
 
@@ -98,34 +99,41 @@ def evaluate(
       cache: where the tasks' token ids are kept for the next model; by default scaling_jax/prompts
         in $XDG_CACHE_HOME or ~/.cache.
     """
-    if tasks is None:
-        if overrides or data or only or vocabulary or cache:
-            raise UserError("data, only, vocabulary, cache and changes are for tasks: give --tasks")
-        _evaluate_validation(run)
-        return
+    if tasks is None and (overrides or data or only or vocabulary or cache):
+        raise UserError("data, only, vocabulary, cache and changes are for tasks: give --tasks")
     cpu.configure()
     from scaling_jax.commands.downstream import evaluate_tasks
 
-    evaluate_tasks(run, tasks, overrides, data, only, vocabulary, cache)
+    left_out: dict[str, str] = {}
+    with cluster.joined():
+        compilation.keep()
+        if tasks is None:
+            _evaluate_validation(run)
+        else:
+            left_out = evaluate_tasks(run, tasks, overrides, data, only, vocabulary, cache)
+    if left_out:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
+        raise UserError(f"left out: {reasons}")
 
 
 def _evaluate_validation(run: Path) -> None:
-    cpu.configure()
     import pandas as pd
 
     from scaling_jax.evaluation import validation
     from scaling_jax.terminal import print_table, say
-    from scaling_jax.training import goodput, loop
+    from scaling_jax.training import distributed, goodput, loop
     from scaling_jax.training.files import read_config
 
     config = read_config(run)
-    compilation.keep()
-    with goodput.spent(run, "restore"):
+    mine = run if distributed.is_first() else None
+    with goodput.spent(mine, "restore"):
         restored = loop.restore(config, run)
     step = int(restored.state["step"])
-    with goodput.spent(run, "evaluation"):
+    with goodput.spent(mine, "evaluation"):
         scores = validation.evaluate(config, restored.state["params"])
-    validation.write(scores, run, step)
+    if mine is None:
+        return
+    validation.write(scores, mine, step)
     table = pd.DataFrame(scores).T.rename_axis("set").reset_index()
     print_table(table, f"step {step}")
     say(f"{validation.path(run, step)}")

@@ -11,7 +11,7 @@ from scaling_jax import claims, compilation, cpu
 from scaling_jax.commands import parts
 from scaling_jax.commands.cluster import ClusterOptions
 from scaling_jax.commands.overrides import Overrides
-from scaling_jax.errors import NonFiniteLossError, UserError
+from scaling_jax.errors import Interrupted, NonFiniteLossError, OutageError, UserError
 
 if TYPE_CHECKING:
     from scaling_jax.config import TestbedConfig
@@ -85,13 +85,13 @@ def run_testbed(
         others'. The first worker writes the report.
       only_share: leave the others' runs to them.
       pack: train runs of one shape side by side in one program; results are those of runs alone up
-        to rounding. For one process, on the devices of its host: several that are joined cannot.
-      slots: with --pack, how many at a time; by default as many as keep the devices busy.
+        to rounding. Of several processes that are joined each does so on the devices of its host.
+      slots: with --pack, how many at a time on a host; by default as many as keep its devices busy.
     """
     cpu.configure()
     from scaling_jax.terminal import say
     from scaling_jax.testbeds import runner, shares
-    from scaling_jax.training import distributed
+    from scaling_jax.training import agreement, distributed
 
     if slots is not None and not pack:
         raise UserError(f"slots={slots}: only with --pack")
@@ -108,7 +108,10 @@ def run_testbed(
         statuses = [runner.status(run, folder) for run in mine]
         _check_fit(statuses)
         if pack:
-            _run_packed(statuses, folder, slots)
+            agreement.apart(
+                lambda: _run_packed(statuses, folder, slots),
+                kinds=(UserError, OutageError, Interrupted),
+            )
         if not distributed.is_first():
             runner.follow(mine, folder)
             return
@@ -215,17 +218,16 @@ def _check_fit(statuses: list["RunStatus"]) -> None:
 
 def _run_packed(statuses: list["RunStatus"], out: Path, slots: int | None) -> None:
     """Trains side by side what can be."""
+    import jax
+
     from scaling_jax.planning import devices
     from scaling_jax.progress import GridProgress
     from scaling_jax.terminal import say
     from scaling_jax.testbeds import packing
-    from scaling_jax.training import distributed
 
-    if distributed.several():
-        raise UserError("pack: several processes that are joined cannot pack runs; give each index")
     packed = packing.plan(statuses, slots)
     for group in packed.groups:
-        devices.check_fits(group.runs[0].config, slots=group.slots)
+        devices.check_fits(group.runs[0].config, jax.local_devices(), group.slots)
     for part in (*packed.groups, *packed.alone):
         say(str(part))
     with GridProgress([found.run for found in statuses]) as progress:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from scaling_jax.errors import UserError, first_line
+from scaling_jax.errors import OutageError, first_line
 
 # Waits between tries: about a minute in all.
 WAITS_SECONDS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
@@ -25,7 +25,7 @@ def patiently(what: str, action: Callable[[], Result]) -> Result:
       action: its errors may be of any class: each bucket's library has its own.
 
     Raises:
-      UserError: it failed to the end.
+      OutageError: it failed to the end.
       OSError: one of ANSWERS, at once; as are ImportError and ValueError, a library or a protocol
         that is not there.
     """
@@ -43,7 +43,7 @@ def patiently(what: str, action: Callable[[], Result]) -> Result:
         raise
     except Exception as error:
         tries = len(WAITS_SECONDS) + 1
-        raise UserError(
+        raise OutageError(
             f"{what}: cannot be reached ({first_line(error)}), tried {tries} times; "
             "what is finished is kept, and the same command goes on from there"
         ) from None
@@ -53,7 +53,7 @@ class RemoteFile(io.RawIOBase):
     """A file that fsspec opens, read patiently: after an error it is opened anew, at its place.
 
     Raises:
-      UserError, OSError, ImportError, ValueError: as `patiently`, here and in reading.
+      OutageError, OSError, ImportError, ValueError: as `patiently`, here and in reading.
     """
 
     def __init__(self, url: str):

@@ -18,6 +18,7 @@ from scaling_jax.evaluation.prompts import Prompt
 from scaling_jax.evaluation.results import Average, Outcome, Pooled, TaskResult, Unscorable
 from scaling_jax.evaluation.scoring import Scorer
 from scaling_jax.evaluation.tasks import TaskConfig, TasksConfig
+from scaling_jax.training import agreement, distributed
 
 # Answers that are generated together.
 GENERATED = 16
@@ -61,6 +62,8 @@ def evaluate(
 ) -> Report:
     """Scores a model on the tasks that are there; one whose file cannot be scored is left out.
 
+    Several joined processes do so together, and the first one writes.
+
     Args:
       tasks: the config; its averages are over all its tasks.
       present: those to run (`tasks.locate`), their files in `folder`.
@@ -71,6 +74,9 @@ def evaluate(
       cache: a folder for prompts as token ids, of this and other models
         (`prompt_cache.default_folder`).
       done: called after each task of `present`.
+
+    Returns:
+      In other processes than the first, without what was kept already.
     """
     found: dict[str, TaskResult] = {}
     left_out: dict[str, str] = {}
@@ -79,22 +85,24 @@ def evaluate(
         path = folder / task.data
         origin = kept_results.made_from(task, path, tasks, vocabulary.sha256, model)
         file = kept_results.file(kept, name, origin) if kept else None
-        result = kept_results.read(file, origin) if file else None
-        if name in present:
-            if result is None:
-                try:
-                    result = run(task, path, vocabulary, scorer, tasks, cache)
-                except UserError as error:
-                    result = Unscorable(str(error))
-                if file:
-                    kept_results.write(file, origin, result)
-            done(name, result)
-            if isinstance(result, Unscorable):
-                left_out[name] = result.reason
+        result = kept_results.read(file, origin) if file and distributed.is_first() else None
+        (is_known,) = distributed.from_first((result is not None,))
+        if name in present and not is_known:
+            try:
+                result = run(task, path, vocabulary, scorer, tasks, cache)
+            except UserError as error:
+                result = Unscorable(str(error))
+            if file and distributed.is_first():
+                kept_results.write(file, origin, result)
+        if result is None:
+            continue
+        origins[name] = origin
         if isinstance(result, TaskResult):
             found[name] = result
-        if result is not None:
-            origins[name] = origin
+        elif name in present:
+            left_out[name] = result.reason
+        if name in present:
+            done(name, result)
     report = Report(
         name=tasks.name,
         model=model,
@@ -107,7 +115,7 @@ def evaluate(
         left_out=left_out,
         made_from=origins,
     )
-    if kept:
+    if kept and distributed.is_first():
         sealed.write(kept_results.report_file(kept, tasks), summary(report))
     return report
 
@@ -137,7 +145,10 @@ def run(
     Raises:
       UserError: the file is not what it should be.
     """
-    prepared = prompt_cache.prepare(task, path, vocabulary, tasks.max_tokens, tasks.seed, cache)
+    prepared = agreement.together(
+        lambda: prompt_cache.prepare(task, path, vocabulary, tasks.max_tokens, tasks.seed, cache),
+        kinds=(UserError,),
+    )
     asked = prepared.prompts
     if task.type == "question_answering":
         outcomes = list(_answered(task, asked, vocabulary, scorer))

@@ -7,6 +7,8 @@ after the prefix. Mathematically that is the same as one row for each branch.
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,14 +23,18 @@ from scaling_jax.evaluation.scoring import TargetScores
 from scaling_jax.mesh import constrain
 from scaling_jax.models import transformer
 from scaling_jax.models.transformer import Block, Params
+from scaling_jax.training import distributed
 
 
 class TransformerScorer:
-    """A scorer that computes with `params`, rows spread over the devices of `mesh`."""
+    """A scorer that computes with `params`, rows spread over the devices of `mesh`.
+
+    Several processes whose devices these are score the same rows together.
+    """
 
     def __init__(self, config: ModelConfig, params: Params, mesh: Mesh):
-        self._model = dataclasses.replace(config, compute_dtype="float32")
-        self._params = params
+        model = dataclasses.replace(config, compute_dtype="float32")
+        self._score = functools.partial(_compiled(model, mesh), params)
         self._mesh = mesh
 
     def __call__(
@@ -54,16 +60,23 @@ class TransformerScorer:
         devices = meshes.batch_parts(self._mesh)
         lacking = math.ceil(rows / devices) * devices - rows
         sharding = meshes.sharding(self._mesh, ("batch", "length"))
+        inputs = (tokens, places, branches, positions, targets)
+        padded = (np.pad(each, ((0, lacking), (0, 0))) for each in inputs)
         placed = (
-            jax.device_put(np.pad(each, ((0, lacking), (0, 0))), sharding)
-            for each in (tokens, places, branches, positions, targets)
+            jax.make_array_from_callback(each.shape, sharding, each.__getitem__) for each in padded
         )
         with jax.set_mesh(self._mesh), jax.default_matmul_precision("float32"):
-            chosen, likeliest = _score(self._model, self._params, *placed)
+            chosen, likeliest = self._score(*placed)
         return TargetScores(np.asarray(chosen).T[:rows], np.asarray(likeliest).T[:rows])
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.cache
+def _compiled(model: ModelConfig, mesh: Mesh) -> Callable[..., Any]:
+    # Replicated: every process reads all of them.
+    score = functools.partial(_score, model)
+    return distributed.together(jax.jit(score, out_shardings=meshes.sharding(mesh, ())))
+
+
 def _score(
     config: ModelConfig,
     params: Params,

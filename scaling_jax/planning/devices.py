@@ -36,7 +36,7 @@ def check_fits(run: RunConfig, devices: Sequence[Any] | None = None, slots: int 
     groups = packed_step.group_count(laid, slots)
     # A device keeps the states of all its slots, and makes the gradients of one after another.
     least = needed.least + (slots // groups - 1) * needed.arguments
-    mine = [device for device in devices if device.process_index == jax.process_index()]
+    mine = [device for device in devices if device in jax.local_devices()]
     limit = memory_bytes(mine[0]) if mine else None
     if limit is not None and least > limit:
         fewer = groups * int((limit - needed.gradients) // needed.arguments)

@@ -3,6 +3,9 @@
 Runs of one shape (`packed_step.Shape`) make a group. Within it the longest run comes first, so that
 no slot is left alone with a long one at the end. A branch is in a later group than its trunk: the
 runs of a testbed that have as long a chain of trunks are of similar length, and fill slots well.
+
+Of several joined processes each packs, on the devices of its own host, the runs that it can claim:
+nothing is said between hosts, and a host that is done takes what is left.
 """
 
 import collections
@@ -10,6 +13,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import jax
 from jax.sharding import Mesh
 
 from scaling_jax import claims
@@ -19,7 +23,7 @@ from scaling_jax.errors import NonFiniteLossError, UserError
 from scaling_jax.testbeds import failures, runner
 from scaling_jax.testbeds.grid import PlannedRun
 from scaling_jax.testbeds.runner import RunStatus
-from scaling_jax.training import checkpoint, packed, packed_step, step
+from scaling_jax.training import checkpoint, distributed, packed, packed_step, step
 from scaling_jax.training.files import CHECKPOINT_FOLDER
 from scaling_jax.training.journal import Progress
 from scaling_jax.training.packed import Failure, Job
@@ -37,10 +41,12 @@ BUSY_ENOUGH = 0.75
 class Group:
     """Runs that share a program, longest first.
 
-    `occupancy` is the part of the devices' time that is training, if all steps take the same time.
+    Each of `hosts` hosts has `slots` slots. `occupancy` is the part of the devices' time that is
+    training, if all steps take the same time.
     """
 
     runs: tuple[PlannedRun, ...]
+    hosts: int
     slots: int
     slot_devices: int
     occupancy: float
@@ -48,8 +54,9 @@ class Group:
     def __str__(self) -> str:
         model, names = self.runs[0].config.model.label, ", ".join(run.name for run in self.runs)
         devices = "device" if self.slot_devices == 1 else "devices"
+        where = f"on each of {self.hosts} hosts, in" if self.hosts > 1 else "in"
         return (
-            f"packed: {len(self.runs)} runs of {model} in {self.slots} slots of "
+            f"packed: {len(self.runs)} runs of {model} {where} {self.slots} slots of "
             f"{self.slot_devices} {devices}, {self.occupancy:.0%} of the time busy: {names}"
         )
 
@@ -78,7 +85,8 @@ def plan(statuses: Sequence[RunStatus], slots: int | None = None) -> Packing:
 
     Args:
       statuses: how far its runs are, trunks before their branches.
-      slots: how many runs are trained at a time; by default as many as keep the devices busy.
+      slots: how many runs are trained at a time on a host; by default as many as keep its devices
+        busy.
 
     Raises:
       UserError: a mesh does not fit the devices, or `slots` is impossible.
@@ -181,10 +189,17 @@ def _group(shape: Shape, members: Sequence[RunStatus], slots: int | None) -> Gro
     if len(members) == 1:
         return "no other run that is left has its shape"
     longest_first = sorted(members, key=_steps_left, reverse=True)
-    steps = [_steps_left(status) for status in longest_first]
-    whole = meshes.make_mesh(shape.mesh)
+    hosts = distributed.processes()
+    # What a host gets if all take turns.
+    steps = [_steps_left(status) for status in longest_first[::hosts]]
+    try:
+        whole = meshes.make_mesh(shape.mesh, jax.local_devices())
+    except UserError as error:
+        if hosts == 1:
+            raise
+        return f"on the devices of one host, {error}"
     found = {}
-    for count in [slots] if slots else _candidates(shape, whole, len(members)):
+    for count in [slots] if slots else _candidates(shape, whole, len(steps)):
         mesh = packed_step.make_mesh(whole, count)
         try:
             step.check_batch(mesh, shape.batch_size, shape.microbatches)
@@ -193,7 +208,9 @@ def _group(shape: Shape, members: Sequence[RunStatus], slots: int | None) -> Gro
         slot_devices = mesh.size // mesh.shape[RUN]
         busy = occupancy(steps, count, mesh.shape[RUN])
         runs = tuple(status.run for status in longest_first)
-        found[count] = Group(runs, count, slot_devices, busy)
+        found[count] = Group(runs, hosts, count, slot_devices, busy)
+    if len(steps) < 2:
+        return f"{len(members)} runs of its shape are too few for {hosts} hosts"
     if not found:
         return f"{whole.size} device{'s' * (whole.size > 1)} cannot be dealt out to runs evenly"
     best = max(group.occupancy for group in found.values())

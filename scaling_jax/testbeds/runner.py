@@ -131,21 +131,15 @@ def train_and_evaluate(
       UserError: a downstream task that the config asks for is not what it should be.
     """
     tasks = run_tasks.find(config)
-    if tasks is not None and distributed.several():
-        raise UserError(
-            "evaluation.tasks: not scored by several processes; leave them out, and score the "
-            "trained runs with `evaluate RUN --tasks`"
-        )
     trained = loop.train(config, folder, report, check)
     mine = folder if distributed.is_first() else None
     with goodput.spent(mine, "evaluation"):
         scores = validation.evaluate(config, trained.state["params"])
-    if mine is None:
-        return scores
     check()
-    validation.write(scores, folder, trained.budget.steps)
+    step, params = trained.budget.steps, trained.state["params"]
+    if mine is not None:
+        validation.write(scores, mine, step)
     if tasks is not None:
-        step, params = trained.budget.steps, trained.state["params"]
         model = checkpoint.content(checkpoint.read_meta(folder / CHECKPOINT_FOLDER))
         run_tasks.evaluate(tasks, config, folder, step, params, model)
     return scores

@@ -2,7 +2,7 @@
 
 JAX brings them together, on Cloud TPU, GKE and SLURM by what it finds there, elsewhere by what it
 is told. From then on every process runs the same program on the same global arrays; only the first
-writes and prints.
+writes and prints. For a while they may work `apart`, each as if it were alone.
 
 When one process dies the others would wait for it in a collective, on some hardware for ever.
 Three things end them, all with one line and exit code 75, upon which a launcher starts all anew:
@@ -46,6 +46,8 @@ _ADDRESS = re.compile(r"[^\s:]+:\d{1,5}|\[[0-9a-fA-F:]+\]:\d{1,5}")
 _GOODBYE = b"goodbye\n"
 _kept: list[Any] = []  # what C calls must not be collected
 _lifelines: list["_Lifeline"] = []
+# While this process works apart: the key under which any of them asks all to stop.
+_stop_keys: list[str] = []
 # All processes count alike: each number is one message or one meeting of all.
 _numbers = itertools.count()
 
@@ -90,12 +92,61 @@ def joined(
 
 def is_first() -> bool:
     """Whether this process is the one that writes and prints."""
-    return jax.process_index() == 0
+    return not several() or jax.process_index() == 0
 
 
 def several() -> bool:
-    """Whether this process is one of several that are joined."""
-    return jax_distributed.global_state.num_processes > 1 and jax.distributed.is_initialized()
+    """Whether this process is one of several that are joined, and do not work apart now."""
+    return processes() > 1 and not is_apart()
+
+
+def processes() -> int:
+    """How many processes are joined, even if they work apart now; 1 where none are."""
+    return jax_distributed.global_state.num_processes if jax.distributed.is_initialized() else 1
+
+
+@contextlib.contextmanager
+def apart() -> Iterator[None]:
+    """Within the block this process is alone to all that asks, Orbax among them."""
+    if not several():
+        yield
+        return
+    _stop_keys.append(f"scaling_jax/stop/{next(_numbers)}")
+    asked = jax.process_count, jax.process_index
+    # Orbax would wait for the other processes, and leave the writing to the first one.
+    jax.process_count, jax.process_index = (lambda: 1), (lambda: 0)
+    try:
+        yield
+    finally:
+        jax.process_count, jax.process_index = asked
+        _stop_keys.pop()
+
+
+def is_apart() -> bool:
+    """Whether this process works apart from others that it is joined with."""
+    return bool(_stop_keys)
+
+
+def stop_all() -> None:
+    """Asks all processes that work apart to stop and save."""
+    for key in _stop_keys:
+        say_so(key)
+
+
+def is_to_stop() -> bool:
+    """Whether one of the processes that work apart has asked all to stop."""
+    return any(count_sayings(key) for key in _stop_keys)
+
+
+def say_so(key: str) -> None:
+    """This process agrees to `key`; saying it again changes nothing."""
+    mine = f"{key}/{jax_distributed.global_state.process_id}"
+    service().key_value_set(mine, "yes", allow_overwrite=True)
+
+
+def count_sayings(key: str) -> int:
+    """How many processes have agreed to `key`."""
+    return len(service().key_value_dir_get(key))
 
 
 def from_first(values: tuple[int, ...]) -> tuple[int, ...]:

@@ -2,18 +2,24 @@
 
 Of several processes that train one run, all stop after the same step, whichever was asked: JAX's
 preemption service tells the others, and they agree on a step that none has reached yet. That costs
-a step nothing, as only a request makes them talk.
+a step nothing, as only a request makes them talk. Of processes that work apart each stops after a
+step of its own, once it hears of the request.
 """
 
 import contextlib
+import ctypes
 import itertools
 import signal
 import threading
+import time
 from collections.abc import Iterator
 
-import jax
 from jax.experimental import multihost_utils
 
+from scaling_jax.training import distributed
+
+# Between the times that a process which works apart asks whether all are to stop.
+SECONDS_BETWEEN_LOOKS = 1.0
 # All processes count alike; a second run of the same process goes on counting.
 _looks = itertools.count()
 
@@ -37,6 +43,22 @@ class StopRequest:
         if self.signal is not None:
             raise KeyboardInterrupt(number)
         self.signal = number
+
+
+class SharedStopRequest(StopRequest):
+    """The request that any of several processes hears which work apart; each stops when it can."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._looked = time.monotonic()
+
+    def look(self) -> None:
+        """Call once after each step."""
+        now = time.monotonic()
+        if self.signal is None and now - self._looked >= SECONDS_BETWEEN_LOOKS:
+            self._looked = now
+            if distributed.is_to_stop():
+                self.signal = signal.SIGTERM
 
 
 class AgreedStopRequest(StopRequest):
@@ -69,16 +91,35 @@ def noticing() -> Iterator[StopRequest]:
 
     Outside the main thread signals cannot be caught, and the request never comes.
     """
-    several = jax.process_count() > 1
-    request = AgreedStopRequest() if several else StopRequest()
+    request = _request()
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    # SIGTERM is caught by the preemption service where there is one.
-    caught = (signal.SIGINT,) if several else (signal.SIGINT, signal.SIGTERM)
-    previous = {number: signal.signal(number, request.ask) for number in caught}
+    # Of several processes that work together the preemption service catches SIGTERM.
+    caught = (signal.SIGINT,) if distributed.several() else (signal.SIGINT, signal.SIGTERM)
+    with _preemption_service_kept() if distributed.is_apart() else contextlib.nullcontext():
+        previous = {number: signal.signal(number, request.ask) for number in caught}
+        try:
+            yield request
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+
+def _request() -> StopRequest:
+    if distributed.several():
+        return AgreedStopRequest()
+    return SharedStopRequest() if distributed.is_apart() else StopRequest()
+
+
+@contextlib.contextmanager
+def _preemption_service_kept() -> Iterator[None]:
+    """After the block SIGTERM goes again to the service's handler, which Python does not know."""
+    libc = ctypes.CDLL(None)
+    libc.signal.restype = ctypes.c_void_p
+    libc.signal.argtypes = (ctypes.c_int, ctypes.c_void_p)
+    handler = libc.signal(signal.SIGTERM, int(signal.SIG_IGN))
     try:
-        yield request
+        yield
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        libc.signal(signal.SIGTERM, handler)

@@ -58,8 +58,8 @@ def train(
 ) -> None:
     """Trains `jobs`, going on from what is in their folders; the first ones begin at once.
 
-    Runs that other processes have come last: taken over if that process has ended, passed over
-    once it is seen to be alive.
+    All is done on the devices of this host. Runs that other processes have come last: taken over if
+    that process has ended, passed over once it is seen to be alive.
 
     Args:
       jobs: of one `Shape`, in the order in which they get a slot.
@@ -76,7 +76,9 @@ def train(
     """
     shape = Shape.of(jobs[0].config)
     assert all(Shape.of(job.config) == shape for job in jobs)
-    packed = program(shape, make_mesh(meshes.make_mesh(shape.mesh), slots), slots)
+    packed = program(
+        shape, make_mesh(meshes.make_mesh(shape.mesh, jax.local_devices()), slots), slots
+    )
     queue = _Queue(jobs, watcher, waiting)
     with _Slots(packed, queue, report, ended) as training, interrupt.noticing() as stop:
         while not stop.asked and training.fill(stop):

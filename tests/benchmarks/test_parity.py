@@ -160,6 +160,7 @@ def changed(path, folder, settings=None, **arrays):
     return copy
 
 
+@pytest.mark.slow
 def test_any_shape_accumulation_and_a_warm_up_longer_than_the_run(made, monkeypatch):
     monkeypatch.setattr(jax, "devices", lambda: jax.local_devices()[:1])
     with pytest.warns(UserWarning, match="warm-up"):

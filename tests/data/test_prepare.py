@@ -362,6 +362,7 @@ def test_a_file_with_an_equals_sign_in_its_name_is_no_setting(monkeypatch, tmp_p
     assert Shards.open("out/st=1/train").index.documents == 99
 
 
+@pytest.mark.slow
 def test_preparing_files_imports_no_tensorflow(docs, tmp_path):
     code = f"""
 import pathlib, sys

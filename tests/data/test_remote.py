@@ -6,7 +6,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 
 from scaling_jax.data import files, remote
-from scaling_jax.errors import UserError
+from scaling_jax.errors import OutageError, UserError
 
 
 class Outage(Exception):  # noqa: N818
@@ -75,7 +75,9 @@ def test_an_outage_that_does_not_end_is_one_line(bucket, waits, monkeypatch, own
         with files.opened("memory://corpus/a.jsonl") as (_, content):
             return content.read()
 
-    with pytest.raises(UserError, match=r"cannot be reached \(503 try later\), tried 7") as caught:
+    with pytest.raises(
+        OutageError, match=r"cannot be reached \(503 try later\), tried 7"
+    ) as caught:
         use()
     assert "\n" not in str(caught.value)
     assert sum(waits) == 63

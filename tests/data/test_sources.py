@@ -29,7 +29,7 @@ def test_pieces_are_dealt_in_order_and_by_size():
     assert dealt([], 3) == [[], [], []]
 
 
-@pytest.mark.parametrize("count", [None, 1, 4, 1000])
+@pytest.mark.parametrize("count", [None, 1, 4, pytest.param(1000, marks=pytest.mark.slow)])
 def test_embedded_corpora_in_pieces(count):
     source = EmbeddedSource("python_docs")
     expected = [document.text for document in documents("python_docs", "validation")]

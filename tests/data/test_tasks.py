@@ -182,7 +182,7 @@ def test_embedded_corpora_are_what_seqio_streams(task, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "jsonl.zst", "parquet", "txt"])
-@pytest.mark.parametrize("shards", [1, 3])
+@pytest.mark.parametrize("shards", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_rows_of_files_are_what_seqio_streams(
     vocabulary_names, json_words, texts, tmp_path, kind, shards
 ):
@@ -232,7 +232,7 @@ def test_a_task_is_read_apart_by_pieces(json_words, texts, tmp_path):
     assert found == [texts[0], texts[2], texts[1], texts[3]]
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_c4_of_tensorflow_datasets(c4_folder, vocabulary_names, json_words, tmp_path, workers):
     overrides = [f"folder={c4_folder}"]
     indices = prepare.prepare(

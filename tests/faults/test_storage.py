@@ -144,7 +144,7 @@ def test_the_checkpoints_of_another_run_are_refused(file, tmp_path):
 
 
 @pytest.mark.usefixtures("quick_compilation")
-@pytest.mark.parametrize("jump", [-1e6, 1e6])
+@pytest.mark.parametrize("jump", [1e6, pytest.param(-1e6, marks=pytest.mark.slow)])
 def test_a_clock_that_jumps_changes_no_result(config, tmp_path, monkeypatch, jump):
     whole = loop.train(config, tmp_path / "whole")
     told = []

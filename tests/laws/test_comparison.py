@@ -98,7 +98,7 @@ def test_a_wider_level_and_the_same_answer_twice():
     assert laws.compare(a, b, **AT, level=0.5).difference == half.difference
 
 
-@pytest.mark.parametrize("curved", [0.0, 0.02])
+@pytest.mark.parametrize("curved", [0.0, pytest.param(0.02, marks=pytest.mark.slow)])
 def test_intervals_hold_the_truth(curved):
     """Known laws and noise; with `curved` both bend away from any law that is fitted to them."""
     b = scaled(1.06, E=1.72)

@@ -79,6 +79,7 @@ def test_a_broken_power_law_changes_its_slope_at_the_break():
         assert np.log10(near / far) == pytest.approx(slope, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_a_broken_power_law_is_found_again():
     flops = np.geomspace(1e16, 1e22, 40)
     params = np.sqrt(flops / 120)

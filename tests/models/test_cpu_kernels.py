@@ -30,7 +30,10 @@ def value_and_gradients(function, slope, *arguments):
 
 
 # One block, whole blocks, a last block that is cut short; a single position.
-@pytest.mark.parametrize("length", [1, 2, 63, 64, 65, 130, 256, 259])
+@pytest.mark.parametrize(
+    "length",
+    [1, 63, 65, 256, *(pytest.param(more, marks=pytest.mark.slow) for more in (2, 64, 130, 259))],
+)
 def test_attention_and_its_gradients_are_those_of_the_plain_form(length):
     query, key, value, slope = (3 * draw(2, length, 3, 4, seed=seed) for seed in range(4))
     expected = value_and_gradients(plain_attention, slope, query, key, value)

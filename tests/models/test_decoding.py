@@ -76,7 +76,9 @@ def test_cached_logits_are_those_of_the_whole_pass(changes, prompt):
             np.testing.assert_allclose(found, expected[:, at], atol=1e-5)
 
 
-@pytest.mark.parametrize("changes", [{}, {"qk_norm": False, "layers": 5}], ids=str)
+@pytest.mark.parametrize(
+    "changes", [{}, pytest.param({"qk_norm": False, "layers": 5}, marks=pytest.mark.slow)], ids=str
+)
 def test_greedy_text_is_that_without_a_cache_whatever_the_rows_lengths(changes):
     config = dataclasses.replace(TINY, **changes)
     found = decoding.generate(config, params_of(config), PROMPTS)

@@ -93,7 +93,10 @@ def test_in_bfloat16_on_gpu_cudnn_is_asked_where_it_can(monkeypatch):
     assert asked == [(72, jnp.bfloat16, True, "cudnn")]
 
 
-@pytest.mark.parametrize("length", [40, 64, 100])
+@pytest.mark.parametrize(
+    "length",
+    [100, pytest.param(40, marks=pytest.mark.slow), pytest.param(64, marks=pytest.mark.slow)],
+)
 def test_attention_by_blocks_and_its_gradients_are_those_of_the_plain_form(monkeypatch, length):
     monkeypatch.setattr(blockwise, "BLOCK", 32)
     arrays = draw(2, length, 2, 8)

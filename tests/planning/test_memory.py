@@ -17,11 +17,11 @@ SMALL = ModelConfig(
     width=64, layers=6, heads=4, vocabulary_size=512, sequence_length=128, compute_dtype="bfloat16"
 )
 MESHES = [
-    MeshConfig(8, 1, 1),
-    MeshConfig(1, 8, 1),
     MeshConfig(2, 2, 2),
-    MeshConfig(1, 2, 4),
-    MeshConfig(2, 2, 1, slices=2),
+    pytest.param(MeshConfig(8, 1, 1), marks=pytest.mark.slow),
+    pytest.param(MeshConfig(1, 8, 1), marks=pytest.mark.slow),
+    pytest.param(MeshConfig(1, 2, 4), marks=pytest.mark.slow),
+    pytest.param(MeshConfig(2, 2, 1, slices=2), marks=pytest.mark.slow),
 ]
 
 

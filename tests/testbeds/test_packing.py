@@ -133,6 +133,7 @@ def test_more_devices_than_a_batch_has_rows_are_used_by_packing(runs, tmp_path):
     assert group.slot_devices <= 4
 
 
+@pytest.mark.slow
 def test_runs_of_a_host_that_is_gone_are_packed(content, tmp_path):
     """They were in its slots; that it is gone is seen only after a while."""
     few = [run for run in expand(content) if run.name.startswith("walk-s-m0.05")]

@@ -45,6 +45,7 @@ def made_up(count: int) -> pd.DataFrame:
     return pd.DataFrame({"params": params, "tokens": tokens, "loss/a": loss, "error/b": error})
 
 
+@pytest.mark.slow
 def test_many_fits_at_once_find_the_truth_whatever_their_sizes():
     problems = [Problem(made_up(count), "loss/a") for count in (5, 7, 12)] * 30
     fits = fit_many(EQUATION_4, problems)

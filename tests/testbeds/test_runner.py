@@ -137,7 +137,14 @@ def test_the_cost_counts_each_step_once(runs, tmp_path):
     assert cost().saved == pytest.approx(9 / 24)
 
 
-@pytest.mark.parametrize("crash_at", [("walk-s-m1", 4), ("walk-s-m2", 5), ("walk-s-m3", 11)])
+@pytest.mark.parametrize(
+    "crash_at",
+    [
+        ("walk-s-m2", 5),
+        pytest.param(("walk-s-m1", 4), marks=pytest.mark.slow),
+        pytest.param(("walk-s-m3", 11), marks=pytest.mark.slow),
+    ],
+)
 def test_a_testbed_that_went_down_goes_on(runs, separate, tmp_path, crash_at):
     trained(runs, tmp_path, crash_at)
     states = [runner.status(run, tmp_path).word for run in runs]

@@ -2,101 +2,29 @@
 
 import dataclasses
 import json
-import os
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
+from joined_processes import DEVICES, Job, lines
 
 from scaling_jax import config as configs
-from scaling_jax import records
 from scaling_jax.config import CheckpointConfig
 from scaling_jax.errors import TRY_AGAIN, PeerError, UserError
 from scaling_jax.training import checkpoint, distributed
 
 STEPS = 90
-DEVICES = 4
-PATIENCE = 300
-
-
-class Job:
-    """`scaling-jax train`, or another command, in several processes; the last one told `own`."""
-
-    def __init__(
-        self,
-        config: Path,
-        folder: Path,
-        processes: int,
-        *words: str,
-        command: str = "train",
-        own: str | None = None,
-    ):
-        with socket.socket() as free:
-            free.bind(("localhost", 0))
-            port = free.getsockname()[1]
-        count = f"--xla_force_host_platform_device_count={DEVICES // processes}"
-        environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": count}
-        line = [sys.executable, "-m", "scaling_jax.cli", *command.split(), str(config), *words]
-        line += [f"--out={folder}", f"--coordinator=localhost:{port}"]
-        self.folder = folder
-        self.processes = [
-            subprocess.Popen(
-                [
-                    *line,
-                    *([own] if own and number == processes - 1 else []),
-                    *(f"--processes={processes}", f"--process_id={number}"),
-                ],
-                env=environment,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            for number in range(processes)
-        ]
-
-    def lines(self) -> list[dict]:
-        path = self.folder / "metrics.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-    def wait_for_step(self, step: int) -> None:
-        until = time.monotonic() + PATIENCE
-        while len(self.lines()) < step:
-            assert time.monotonic() < until
-            assert all(process.poll() is None for process in self.processes), self.ends()
-            time.sleep(0.02)
-
-    def end(self, number: int) -> tuple[int, str, str]:
-        """Exit code, stdout and stderr of a process that has ended by itself."""
-        process = self.processes[number]
-        out, err = process.communicate(timeout=PATIENCE)
-        return process.returncode, out, err
-
-    def ends(self) -> list[tuple[int, str, str]]:
-        return [self.end(number) for number in range(len(self.processes))]
-
-    def kill(self) -> None:
-        for process in self.processes:
-            process.kill()
-            process.wait()
 
 
 @pytest.fixture
-def start(config_file, tmp_path):
-    jobs = []
+def start(jobs, config_file, tmp_path):
+    def make(processes, *words, folder=None, **others):
+        return jobs(config_file, folder or tmp_path / "run", processes, *words, **others)
 
-    def make(processes, *words, folder=None, config=config_file, **others):
-        jobs.append(Job(config, folder or tmp_path / "run", processes, *words, **others))
-        return jobs[-1]
-
-    yield make
-    for job in jobs:
-        job.kill()
+    return make
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +61,7 @@ def test_any_number_of_processes_trains_the_same_run(start, whole, processes):
     ends = job.ends()
     assert [code for code, *_ in ends] == [0] * processes, ends
     np.testing.assert_allclose(curve(job)["loss"], whole[0]["loss"], rtol=0, atol=1e-6)
-    assert [line["step"] for line in job.lines()] == list(range(1, STEPS + 1))
+    assert [line["step"] for line in lines(job.folder)] == list(range(1, STEPS + 1))
 
 
 @pytest.mark.slow
@@ -162,7 +90,7 @@ def test_a_killed_process_ends_the_other_and_the_rerun_ends_the_same(start, whol
     ends = again.ends()
     assert [code for code, *_ in ends] == [0, 0], ends
     assert_same_curve(curve(again), whole[0])
-    assert [line["step"] for line in again.lines()] == list(range(1, STEPS + 1))
+    assert [line["step"] for line in lines(again.folder)] == list(range(1, STEPS + 1))
     calls = json.loads((job.folder / "goodput.json").read_text())["calls"]
     assert len(calls) == 2
     assert calls[1]["seconds"]["repeated"] > 0
@@ -232,36 +160,6 @@ def test_damage_that_one_process_finds_sets_the_step_aside_for_all(
     assert all("step 24 is damaged and set aside" in err for *_, err in ends)
     assert (folder / "checkpoints" / "24.damaged").is_dir()
     assert_same_curve(curve(job), checkpoint.read_curve(whole / "checkpoints"))
-
-
-@pytest.mark.slow
-def test_several_processes_train_and_score_a_testbed(start, config, tmp_path):
-    shared = json.loads(json.dumps(dataclasses.asdict(config)))
-    shared = {name: shared[name] for name in ("model", "data", "batch_size", "optimizer")}
-    testbed = {
-        "name": "pair",
-        "run": shared,
-        "sizes": {"s": {}, "t": {"model": {"layers": 1}}},
-        "grid": [
-            {
-                "role": "fit",
-                "datasets": ["walk"],
-                "sizes": ["s", "t"],
-                "token_multipliers": [0.03],
-            }
-        ],
-    }
-    path = tmp_path / "pair.yaml"
-    path.write_text(json.dumps(testbed))
-    job = start(2, config=path, command="testbed run")
-    (code, out, _), (other, silent, _) = job.ends()
-    assert code == 2  # two runs are too few for a law
-    assert other == 0
-    assert "[2/2]" in out
-    assert not [line for line in silent.splitlines() if not line.startswith("[Gloo]")]
-    table = records.read(tmp_path / "run" / "records.csv")
-    assert list(table["health"]) == ["ok", "ok"]
-    assert np.isfinite(table["loss/walk"]).all()
 
 
 @pytest.mark.slow

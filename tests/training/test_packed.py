@@ -115,7 +115,9 @@ def interrupt_at(step, number):
     return report
 
 
-@pytest.mark.parametrize("slots", [8, 4, 3])
+@pytest.mark.parametrize(
+    "slots", [4, pytest.param(8, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)]
+)
 def test_runs_side_by_side_are_the_runs_alone(configs, alone, tmp_path, slots):
     """One device a run; two; three runs in turns on all eight. The last two refill slots."""
     jobs, told, ended, compiled = jobs_in(tmp_path, configs), [], {}, []
@@ -143,6 +145,7 @@ def test_runs_side_by_side_are_the_runs_alone(configs, alone, tmp_path, slots):
         assert heard == list(range(1, expected.budget.steps + 1))
 
 
+@pytest.mark.slow
 def test_a_run_is_finished_packed_or_alone_whoever_began_it(configs, alone, tmp_path):
     jobs = jobs_in(tmp_path, configs)
 
@@ -202,6 +205,7 @@ def test_a_run_without_a_finite_loss_ends_alone(configs, alone, tmp_path):
     assert_all_same(jobs[1:], alone[2:])
 
 
+@pytest.mark.slow
 def test_steps_are_skipped_as_alone(configs, tmp_path):
     """Limits so tight, and rates so small, that every other loss leaps; each run has its own."""
     strict = HealthConfig(nonfinite="skip", spike="skip", spike_deviations=0.1, spike_window=4)
@@ -292,6 +296,7 @@ def test_a_request_to_stop_before_the_first_step_is_followed(configs, tmp_path):
     assert Watcher().take(jobs[0].folder) is not None
 
 
+@pytest.mark.slow
 def test_what_is_wrong_with_a_later_run_does_not_cost_the_others(configs, alone, tmp_path):
     missing = dataclasses.replace(configs[4].data, dataset="nowhere")
     jobs = jobs_in(tmp_path, [*configs[2:4], dataclasses.replace(configs[4], data=missing)])
@@ -310,6 +315,7 @@ def test_a_mistake_that_is_found_before_the_first_step_is_all_that_is_told(confi
     assert saved_step(jobs[0]) == 0
 
 
+@pytest.mark.slow
 def test_damaged_rows_of_a_run_do_not_cost_the_others(configs, alone, tmp_path):
     """They are found when the run has got its slot and the others are under way."""
     data = damaged_copy(Path(configs[0].data.folder) / "walk", tmp_path / "data")

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 from jax.experimental import topologies
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 from scaling_jax import mesh as meshes
 from scaling_jax.config import MeshConfig, ModelConfig
@@ -24,6 +25,7 @@ MESHES = {
     "fsdp_tensor": MeshConfig(data=1, fsdp=4, tensor=2),
     "slices": MeshConfig(slices=2, data=1, fsdp=4),
 }
+QUICK = ("fsdp_tensor",)
 PARTIAL_LOGITS = 4 * VOCABULARY * 32
 
 
@@ -38,7 +40,12 @@ def model():
     )
 
 
-@pytest.fixture(scope="module", params=MESHES)
+@pytest.fixture(
+    scope="module",
+    params=[
+        name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in MESHES
+    ],
+)
 def mesh(request):
     return meshes.make_mesh(MESHES[request.param])
 
@@ -135,6 +142,17 @@ def test_no_device_ever_has_the_logits_of_its_rows(mesh, text):
     assert max(math.prod(shape[:-1]) for shape in found) <= WIDTH < rows
 
 
+@pytest.fixture
+def nothing_kept():
+    """What is compiled is compiled: what is kept has no trace of how it was made."""
+    reset_cache()
+    jax.config.update("jax_enable_compilation_cache", False)
+    yield
+    jax.config.update("jax_enable_compilation_cache", True)
+    reset_cache()
+
+
+@pytest.mark.usefixtures("nothing_kept")
 def test_gradients_of_bfloat16_products_are_added_up_in_float32(model, tmp_path):
     """As the partitioner leaves them: later XLA for CPU makes float32 of all bfloat16."""
     mesh = meshes.make_mesh(MESHES["slices"])

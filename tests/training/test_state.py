@@ -24,7 +24,10 @@ def alone(small, make_mesh):
     return jax.device_get(state.create(small, 5, make_mesh("one")))
 
 
-@pytest.mark.parametrize("name", ["data", "fsdp", "tensor", "all"])
+@pytest.mark.parametrize(
+    "name",
+    ["all", *(pytest.param(one, marks=pytest.mark.slow) for one in ("data", "fsdp", "tensor"))],
+)
 def test_a_fresh_state_is_the_same_on_every_mesh(small, alone, make_mesh, name):
     mesh = make_mesh(name)
     made = state.create(small, 5, mesh)

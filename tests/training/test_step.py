@@ -57,7 +57,14 @@ def alone(run):
 
 @pytest.mark.parametrize(
     ("mesh_name", "microbatches"),
-    [("data", 1), ("data", 2), ("fsdp", 1), ("tensor", 1), ("all", 1), ("one", 4)],
+    [
+        ("all", 1),
+        ("one", 4),
+        pytest.param("data", 1, marks=pytest.mark.slow),
+        pytest.param("data", 2, marks=pytest.mark.slow),
+        pytest.param("fsdp", 1, marks=pytest.mark.slow),
+        pytest.param("tensor", 1, marks=pytest.mark.slow),
+    ],
 )
 def test_steps_are_the_same_on_every_mesh_and_in_microbatches(run, alone, mesh_name, microbatches):
     metrics, after = run(mesh_name, microbatches)
