@@ -8,15 +8,16 @@ packed, and one after another, each on all devices. Compiling counts, evaluating
 seconds, the processors' time, and how far the losses are apart; both ways are begun anew.
 
 `tpu` needs no TPU but its compiler (`pip install -e '.[plan]'`). It compiles the paper's 24 runs of
-the model for a slice: one run on all chips, and 24 runs in slots. Memory and collectives are the
-compiler's. Times are a roofline, not measured: the larger of model FLOPs at the chip's peak and
-HBM traffic at its bandwidth, and after that the gradients' sum at the speed of the links. The
-traffic of a step of b sequences on a chip is p + a b: both are solved from what XLA counts for one
-chip with 2 and 4 sequences, all loops written out.
+the model for a slice: one run on all chips, and runs in slots of the chips of one of its hosts, as
+each host packs them. Memory and collectives are the compiler's. Times are a roofline, not measured:
+the larger of model FLOPs at the chip's peak and HBM traffic at its bandwidth, and after that the
+gradients' sum at the speed of the links. The traffic of a step of b sequences on a chip is p + a b:
+both are solved from what XLA counts for one chip with 2 and 4 sequences, all loops written out.
 """
 
 import argparse
 import dataclasses
+import math
 import os
 import shutil
 import time
@@ -118,9 +119,15 @@ def compare_on_tpu(model_file: str, slice_name: str) -> None:
     print(f"HBM traffic of a step: {fixed / 1e9:.2f} GB + {each / 1e9:.2f} GB a sequence on a chip")
     lengths = sorted([*PAPER_MULTIPLIERS] * DATASETS, reverse=True)
     rows = []
-    for slots in (1, *(count for count in (4, one.chips, 24) if count > 1)):
-        compiled, groups = _compile(model, f"{chip.name}:{one.shape}", slots)
-        chips, turns = one.chips // groups, slots // groups
+    devices = _devices(f"{chip.name}:{one.shape}")
+    mine = [device for device in devices if device.process_index == 0]
+    for slots in (None, 1, len(mine), math.ceil(len(lengths) / one.hosts)):
+        if slots is None:
+            compiled, groups = _compile_alone(model, devices), 1
+        else:
+            compiled, on_host = _compile(model, mine, slots)
+            groups = on_host * one.hosts
+        chips = one.chips // groups
         memory = compiled.memory_analysis()
         assert memory is not None
         total = memory.argument_size_in_bytes + memory.temp_size_in_bytes
@@ -130,12 +137,11 @@ def compare_on_tpu(model_file: str, slice_name: str) -> None:
         sums = 2 * 4 * counting.actual_params(model) * (chips - 1) / chips / chip.axis_bandwidth
         # Of one run-step on the whole slice: so many groups make one each at the same time.
         seconds = (max(compute, hbm) + sums) / groups
-        busy = packing.occupancy(lengths, slots, groups)
+        busy = packing.occupancy(lengths, one.hosts * slots if slots else 1, groups)
         rows.append(
             {
-                "slots": slots,
-                "chips": chips,
-                "turns": turns,
+                "slots a host": slots or "alone",
+                "chips a run": chips,
                 "state+batch GiB": memory.argument_size_in_bytes / 2**30,
                 "temporary GiB": memory.temp_size_in_bytes / 2**30,
                 "of HBM": total / chip.hbm_bytes,
@@ -172,18 +178,24 @@ def traffic(model: Any, topology: str) -> tuple[float, float]:
     return moved[0] - 2 * each, each
 
 
-def _compile(model: Any, topology: str, slots: int) -> tuple[Any, int]:
-    """The program of one run or of so many slots, and how many groups of chips it has."""
+def _compile_alone(model: Any, devices: list[Any]) -> Any:
+    """The program of one run on `devices`."""
+    from scaling_jax.config import MeshConfig
+    from scaling_jax.mesh import make_mesh
+    from scaling_jax.training import step
+
+    return step.lower(model, BATCH_SIZE, 1, make_mesh(MeshConfig(), devices)).compile()
+
+
+def _compile(model: Any, devices: list[Any], slots: int) -> tuple[Any, int]:
+    """The program of so many slots on `devices`, and how many groups of chips it has."""
     from scaling_jax.config import DataConfig, MeshConfig, RunConfig
     from scaling_jax.mesh import make_mesh
-    from scaling_jax.training import packed_step, step
+    from scaling_jax.training import packed_step
 
-    whole = make_mesh(MeshConfig(), _devices(topology))
-    if slots == 1:
-        return step.lower(model, BATCH_SIZE, 1, whole).compile(), 1
     data = DataConfig(dataset="any", validation=("any",))
     shape = packed_step.Shape.of(RunConfig(model, data, BATCH_SIZE, tokens=1))
-    mesh = packed_step.make_mesh(whole, slots)
+    mesh = packed_step.make_mesh(make_mesh(MeshConfig(), devices), slots)
     program = packed_step.Program(shape, mesh, slots)
     return program.lower().compile(), mesh.shape[packed_step.RUN]
 

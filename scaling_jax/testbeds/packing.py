@@ -10,6 +10,7 @@ nothing is said between hosts, and a host that is done takes what is left.
 
 import collections
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -54,10 +55,11 @@ class Group:
     def __str__(self) -> str:
         model, names = self.runs[0].config.model.label, ", ".join(run.name for run in self.runs)
         devices = "device" if self.slot_devices == 1 else "devices"
-        where = f"on each of {self.hosts} hosts, in" if self.hosts > 1 else "in"
+        slots = f"{self.slots} slot" if self.slots == 1 else f"{self.slots} slots"
+        where = f", on each of {self.hosts} hosts" if self.hosts > 1 else ""
         return (
-            f"packed: {len(self.runs)} runs of {model} {where} {self.slots} slots of "
-            f"{self.slot_devices} {devices}, {self.occupancy:.0%} of the time busy: {names}"
+            f"packed: {len(self.runs)} runs of {model} in {slots} of {self.slot_devices} {devices}"
+            f"{where}, {self.occupancy:.0%} of the time busy: {names}"
         )
 
 
@@ -91,8 +93,8 @@ def plan(statuses: Sequence[RunStatus], slots: int | None = None) -> Packing:
     Raises:
       UserError: a mesh does not fit the devices, or `slots` is impossible.
     """
-    if slots is not None and slots < 2:
-        raise UserError(f"slots={slots}: 2 or more runs are packed together")
+    if slots is not None and slots < _fewest_slots():
+        raise UserError(f"slots={slots}: {_fewest_slots()} or more, of runs trained side by side")
     left = {status.run.name: status for status in statuses if _steps_left(status)}
     names = set(left)
     groups: list[Group] = []
@@ -189,9 +191,8 @@ def _group(shape: Shape, members: Sequence[RunStatus], slots: int | None) -> Gro
     if len(members) == 1:
         return "no other run that is left has its shape"
     longest_first = sorted(members, key=_steps_left, reverse=True)
+    steps = [_steps_left(status) for status in longest_first]
     hosts = distributed.processes()
-    # What a host gets if all take turns.
-    steps = [_steps_left(status) for status in longest_first[::hosts]]
     try:
         whole = meshes.make_mesh(shape.mesh, jax.local_devices())
     except UserError as error:
@@ -199,18 +200,17 @@ def _group(shape: Shape, members: Sequence[RunStatus], slots: int | None) -> Gro
             raise
         return f"on the devices of one host, {error}"
     found = {}
-    for count in [slots] if slots else _candidates(shape, whole, len(steps)):
+    for count in [slots] if slots else _candidates(shape, whole, math.ceil(len(steps) / hosts)):
         mesh = packed_step.make_mesh(whole, count)
         try:
             step.check_batch(mesh, shape.batch_size, shape.microbatches)
         except UserError as error:
             raise UserError(f"slots={count}: in each, {error}") from None
         slot_devices = mesh.size // mesh.shape[RUN]
-        busy = occupancy(steps, count, mesh.shape[RUN])
+        # Runs go to whichever host has an empty slot, as if all devices were one host's.
+        busy = occupancy(steps, hosts * count, hosts * mesh.shape[RUN])
         runs = tuple(status.run for status in longest_first)
         found[count] = Group(runs, hosts, count, slot_devices, busy)
-    if len(steps) < 2:
-        return f"{len(members)} runs of its shape are too few for {hosts} hosts"
     if not found:
         return f"{whole.size} device{'s' * (whole.size > 1)} cannot be dealt out to runs evenly"
     best = max(group.occupancy for group in found.values())
@@ -221,9 +221,14 @@ def _group(shape: Shape, members: Sequence[RunStatus], slots: int | None) -> Gro
 
 def _candidates(shape: Shape, whole: Mesh, most: int) -> Iterator[int]:
     """Numbers of slots that split the devices evenly, and a batch over those of a slot."""
-    for count in range(2, most + 1):
+    for count in range(_fewest_slots(), most + 1):
         if packed_step.group_count(whole, count) == count and _splits(shape, whole, count):
             yield count
+
+
+def _fewest_slots() -> int:
+    """On a host; where there are several, each may train one run at a time."""
+    return 1 if distributed.processes() > 1 else 2
 
 
 def _splits(shape: Shape, whole: Mesh, slots: int) -> bool:

@@ -115,12 +115,16 @@ def test_runs_are_trained_and_scored_on_tasks_together(jobs, write, folder, tmp_
     assert kept.stat().st_mtime_ns == before
 
 
-def test_each_host_packs_the_runs_that_it_can_claim(jobs, write, tmp_path):
+@pytest.mark.parametrize(
+    ("slots", "where"),
+    [((), "2 slots of 1 device"), (("--slots=1",), "1 slot of 2 devices")],
+)
+def test_each_host_packs_the_runs_that_it_can_claim(jobs, write, tmp_path, slots, where):
     path, runs = write(token_multipliers=[0.05, 0.1, 0.4], seeds=[0, 1, 2])
-    packed = jobs(path, tmp_path / "packed", 2, *PACKED, command="testbed run")
+    packed = jobs(path, tmp_path / "packed", 2, "--pack", *slots, command="testbed run")
     ends = packed.ends()
     assert [code for code, *_ in ends] == [0, 0], ends
-    assert "9 runs of s on each of 2 hosts, in 2 slots of 1 device" in ends[0][1]
+    assert f"9 runs of s in {where}, on each of 2 hosts" in ends[0][1]
     assert len(trainers(runs, tmp_path / "packed")) == 2
     alone = jobs(path, tmp_path / "alone", 1, command="testbed run")
     assert alone.ends()[0][0] == 0
@@ -155,11 +159,11 @@ def test_a_mistake_of_one_host_ends_all_with_its_code(jobs, write, tmp_path):
     """What the other one has done by then is saved."""
     path, runs = write(token_multipliers=[4], seeds=[0, 1, 2, 3])
     out = tmp_path / "bed"
-    job = jobs(path, out, 2, "--pack", command="testbed run", own="--slots=1")
+    job = jobs(path, out, 2, "--pack", command="testbed run", own="--slots=0")
     (code, _, first), (own_code, _, last) = job.ends()
     assert (code, own_code) == (2, 2)
-    assert "slots=1: 2 or more runs" in last.splitlines()[-1]
-    assert "slots=1: 2 or more runs" in first.splitlines()[-1]
+    assert "slots=0: 1 or more" in last.splitlines()[-1]
+    assert "slots=0: 1 or more" in first.splitlines()[-1]
     steps = [checkpoint.latest_step(run.folder(out) / "checkpoints") for run in runs]
     assert len([step for step in steps if step]) == 2
 
