@@ -103,6 +103,7 @@ def evaluate(
         raise UserError("data, only, vocabulary, cache and changes are for tasks: give --tasks")
     cpu.configure()
     from scaling_jax.commands.downstream import evaluate_tasks
+    from scaling_jax.training import distributed
 
     left_out: dict[str, str] = {}
     with cluster.joined():
@@ -111,7 +112,8 @@ def evaluate(
             _evaluate_validation(run)
         else:
             left_out = evaluate_tasks(run, tasks, overrides, data, only, vocabulary, cache)
-    if left_out:
+        (incomplete,) = distributed.from_first((bool(left_out),))
+    if incomplete:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
         raise UserError(f"left out: {reasons}")
 

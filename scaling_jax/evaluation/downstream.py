@@ -1,5 +1,6 @@
 """Tasks scored with a model: from a folder of JSONL files to a report that can be kept."""
 
+import contextlib
 import dataclasses
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,7 +11,7 @@ import pydantic
 
 from scaling_jax import sealed
 from scaling_jax.data.vocabularies import Vocabulary
-from scaling_jax.errors import UserError
+from scaling_jax.errors import Interrupted, UserError
 from scaling_jax.evaluation import generation, prompt_cache, results, scoring
 from scaling_jax.evaluation import kept as kept_results
 from scaling_jax.evaluation.kept import MadeFrom
@@ -18,7 +19,7 @@ from scaling_jax.evaluation.prompts import Prompt
 from scaling_jax.evaluation.results import Average, Outcome, Pooled, TaskResult, Unscorable
 from scaling_jax.evaluation.scoring import Scorer
 from scaling_jax.evaluation.tasks import TaskConfig, TasksConfig
-from scaling_jax.training import agreement, distributed
+from scaling_jax.training import agreement, distributed, interrupt
 
 # Answers that are generated together.
 GENERATED = 16
@@ -77,32 +78,40 @@ def evaluate(
 
     Returns:
       In other processes than the first, without what was kept already.
+
+    Raises:
+      UserError: another process has other tasks or files.
+      Interrupted: after a task, where several processes were asked to stop.
     """
     found: dict[str, TaskResult] = {}
     left_out: dict[str, str] = {}
     origins: dict[str, MadeFrom] = {}
-    for name, task in ({**tasks.tasks, **present} if kept else present).items():
-        path = folder / task.data
-        origin = kept_results.made_from(task, path, tasks, vocabulary.sha256, model)
-        file = kept_results.file(kept, name, origin) if kept else None
-        result = kept_results.read(file, origin) if file and distributed.is_first() else None
-        (is_known,) = distributed.from_first((result is not None,))
-        if name in present and not is_known:
-            try:
-                result = run(task, path, vocabulary, scorer, tasks, cache)
-            except UserError as error:
-                result = Unscorable(str(error))
-            if file and distributed.is_first():
-                kept_results.write(file, origin, result)
-        if result is None:
-            continue
-        origins[name] = origin
-        if isinstance(result, TaskResult):
-            found[name] = result
-        elif name in present:
-            left_out[name] = result.reason
-        if name in present:
-            done(name, result)
+    all_tasks = {**tasks.tasks, **present} if kept else dict(present)
+    distributed.check_same("choice of tasks", f"{list(all_tasks)} {list(present)}")
+    with _requests_to_stop() as check_stop:
+        for name, task in all_tasks.items():
+            path = folder / task.data
+            origin = kept_results.made_from(task, path, tasks, vocabulary.sha256, model)
+            distributed.check_same(f"{name}, or its file", str(origin | {"model": ""}))
+            file = kept_results.file(kept, name, origin) if kept else None
+            result = kept_results.read(file, origin) if file and distributed.is_first() else None
+            (is_known,) = distributed.from_first((result is not None,))
+            if name in present and not is_known:
+                try:
+                    result = run(task, path, vocabulary, scorer, tasks, cache)
+                except UserError as error:
+                    result = Unscorable(str(error))
+                if file and distributed.is_first():
+                    kept_results.write(file, origin, result)
+            if result is not None:
+                origins[name] = origin
+            if isinstance(result, TaskResult):
+                found[name] = result
+            elif result is not None and name in present:
+                left_out[name] = result.reason
+            if result is not None and name in present:
+                done(name, result)
+            check_stop()
     report = Report(
         name=tasks.name,
         model=model,
@@ -118,6 +127,26 @@ def evaluate(
     if kept and distributed.is_first():
         sealed.write(kept_results.report_file(kept, tasks), summary(report))
     return report
+
+
+@contextlib.contextmanager
+def _requests_to_stop() -> Iterator[Callable[[], None]]:
+    """Yields what raises Interrupted if any of several processes is to stop; all call it alike.
+
+    A single process stops at once, without asking.
+    """
+    if not distributed.several():
+        yield lambda: None
+        return
+    with interrupt.noticing() as stop:
+
+        def check() -> None:
+            stop.look()
+            if stop.asked:
+                assert stop.signal is not None
+                raise Interrupted("stopped; the tasks that are done are kept", stop.signal)
+
+        yield check
 
 
 def read(path: Path) -> Report | None:

@@ -140,7 +140,8 @@ def train_and_evaluate(
     if mine is not None:
         validation.write(scores, mine, step)
     if tasks is not None:
-        model = checkpoint.content(checkpoint.read_meta(folder / CHECKPOINT_FOLDER))
+        saved = folder / CHECKPOINT_FOLDER
+        model = "" if mine is None else checkpoint.content(checkpoint.read_meta(saved))
         run_tasks.evaluate(tasks, config, folder, step, params, model)
     return scores
 

@@ -1,20 +1,20 @@
 """Several processes that each work alone for a while, and then do the same thing about it."""
 
-import contextlib
 import itertools
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
 
 from scaling_jax.errors import Interrupted, PeerError
 from scaling_jax.training import distributed, interrupt
+from scaling_jax.training.interrupt import StopRequest
 
 Result = TypeVar("Result")
-# While a process waits for others that work apart.
-SECONDS_BETWEEN_LOOKS = 0.2
+# Of a process that waits for others that work apart.
+SECONDS_BETWEEN_CALLS = 0.2
 
 _exchanges = itertools.count()  # all processes count alike
 
@@ -26,7 +26,7 @@ def together(work: Callable[[], Result], kinds: Sequence[type[Exception]]) -> Re
     has failed in the same way as another raises its own error.
 
     Args:
-      work: must not wait for other processes.
+      work: must not wait for other processes, unless it does so whatever happens.
       kinds: of errors that all processes raise when one does; a later kind only where there is no
         earlier one.
 
@@ -47,6 +47,9 @@ def together(work: Callable[[], Result], kinds: Sequence[type[Exception]]) -> Re
     name, text = min(failures, key=lambda each: order.index(each[0]) if each[0] in known else -1)
     if error is not None and type(error).__name__ == name:
         raise error
+    if name not in known:
+        # It ends, and with it this process, with its exit code; or it is gone.
+        time.sleep(2 * distributed.LEAVE_SECONDS)
     raise known.get(name, PeerError)(text)
 
 
@@ -59,11 +62,22 @@ def apart(work: Callable[[], Result], kinds: Sequence[type[Exception]]) -> Resul
     Raises:
       PeerError: as `together`.
     """
-    number = next(_exchanges)
+    if not distributed.several():
+        return work()
+    everybody = f"scaling_jax/done/{next(_exchanges)}"
 
     def alone() -> Result:
-        with distributed.apart(), _all_waited_for(f"scaling_jax/done/{number}"):
-            return work()
+        with distributed.apart(), interrupt.noticing_apart() as stop:
+            try:
+                result = work()
+            except Exception:
+                distributed.stop_all()
+                _wait_for_all(everybody, stop)
+                raise
+            _wait_for_all(everybody, stop)
+            if stop.signal is not None:
+                raise Interrupted("stopped; all is saved", stop.signal)
+            return result
 
     return together(alone, kinds)
 
@@ -79,31 +93,13 @@ def of_all(message: Any) -> list[Any]:
     return [json.loads(service.blocking_key_value_get(key, wait)) for key in keys]
 
 
-@contextlib.contextmanager
-def _all_waited_for(key: str) -> Iterator[None]:
-    """Waits for all that work apart, once the block is left; raises Interrupted if asked to."""
-    try:
-        yield
-    except Exception:
-        distributed.stop_all()
-        _wait_for_all(key)
-        raise
-    asked = _wait_for_all(key)
-    if asked is not None:
-        raise Interrupted("stopped; all is saved", asked)
-
-
-def _wait_for_all(key: str) -> int | None:
-    """Waits until all that work apart have come here; the signal if any of them is to stop."""
-    if not distributed.is_apart():
-        return None
-    distributed.say_so(key)
+def _wait_for_all(key: str, stop: StopRequest) -> None:
+    """Waits until all that work apart have come here; hands on a request to stop."""
+    distributed.mark(key)
     told = False
-    with interrupt.noticing() as stop:
-        while distributed.count_sayings(key) < distributed.processes():
-            time.sleep(SECONDS_BETWEEN_LOOKS)
-            stop.look()
-            if stop.asked and not told:
-                distributed.stop_all()
-                told = True
-    return stop.signal
+    while distributed.marks(key) < distributed.processes():
+        time.sleep(SECONDS_BETWEEN_CALLS)
+        stop.look()
+        if stop.asked and not told:
+            distributed.stop_all()
+            told = True

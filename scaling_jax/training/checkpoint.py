@@ -242,6 +242,11 @@ def _manager(folder: Path, keep: int, always: Sequence[int]) -> ocp.CheckpointMa
     options = ocp.CheckpointManagerOptions(
         preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy(policies),
         cleanup_tmp_directories=True,
+        # Processes tell each other of new folders by the number of the save, which differs between
+        # those that have worked apart.
+        async_options=ocp.options.AsyncOptions(
+            create_directories_asynchronously=distributed.processes() == 1
+        ),
     )
     return ocp.CheckpointManager(folder.resolve(), options=options)
 

@@ -130,22 +130,22 @@ def is_apart() -> bool:
 def stop_all() -> None:
     """Asks all processes that work apart to stop and save."""
     for key in _stop_keys:
-        say_so(key)
+        mark(key)
 
 
 def is_to_stop() -> bool:
     """Whether one of the processes that work apart has asked all to stop."""
-    return any(count_sayings(key) for key in _stop_keys)
+    return any(marks(key) for key in _stop_keys)
 
 
-def say_so(key: str) -> None:
-    """This process agrees to `key`; saying it again changes nothing."""
+def mark(key: str) -> None:
+    """Leaves the mark of this process at `key`; doing so again changes nothing."""
     mine = f"{key}/{jax_distributed.global_state.process_id}"
-    service().key_value_set(mine, "yes", allow_overwrite=True)
+    service().key_value_set(mine, "here", allow_overwrite=True)
 
 
-def count_sayings(key: str) -> int:
-    """How many processes have agreed to `key`."""
+def marks(key: str) -> int:
+    """How many processes have left their mark at `key`."""
     return len(service().key_value_dir_get(key))
 
 
@@ -166,18 +166,19 @@ def check_same(what: str, text: str) -> None:
 
 
 def together(program: jax.stages.Wrapped) -> Callable[..., Any]:
-    """`program`, which no process starts before all have compiled it.
+    """`program`, which no process starts before all have compiled it for arrays of these shapes.
 
     Some collectives give up after 30 s; on a machine with much to do compilers are further apart.
     """
-    ready = False
+    ready: set[tuple[Any, ...]] = set()
 
     def run(*arguments: Any) -> Any:
-        nonlocal ready
-        if not ready and several():
-            program.lower(*arguments).compile()  # which the call below finds done
-            service().wait_at_barrier(f"compiled {next(_numbers)}", LONGEST_WAIT_MS)
-        ready = True
+        if several():
+            shapes = tuple(jax.numpy.shape(leaf) for leaf in jax.tree.leaves(arguments))
+            if shapes not in ready:
+                program.lower(*arguments).compile()  # which the call below finds done
+                service().wait_at_barrier(f"compiled {next(_numbers)}", LONGEST_WAIT_MS)
+                ready.add(shapes)
         return program(*arguments)
 
     return run
@@ -321,7 +322,7 @@ class _Lifeline:
         # By which the first process knows the others from anybody else who connects.
         secret = secrets.randbits(62)
         if is_first():
-            server = socket.create_server(("", 0), backlog=jax.process_count())
+            server = socket.create_server(("", 0), backlog=processes())
             from_first((server.getsockname()[1], secret))
             self._start(self._accept, server, secret)
         else:
@@ -356,13 +357,13 @@ class _Lifeline:
 
     def _accept(self, server: socket.socket, secret: int) -> None:
         with server:
-            while len(self._sockets) < jax.process_count() - 1:
+            while len(self._sockets) < processes() - 1:
                 one, _ = server.accept()
                 one.settimeout(HEARTBEAT_SECONDS)
                 lines = one.makefile("rb")
                 with contextlib.suppress(OSError, ValueError):
                     number, known = map(int, lines.readline(100).split())
-                    if known == secret and 0 < number < jax.process_count():
+                    if known == secret and 0 < number < processes():
                         one.settimeout(None)
                         self._sockets[number] = one
                         self._start(self._watch, number, lines)

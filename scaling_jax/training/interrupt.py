@@ -12,7 +12,7 @@ import itertools
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from jax.experimental import multihost_utils
 
@@ -22,6 +22,8 @@ from scaling_jax.training import distributed
 SECONDS_BETWEEN_LOOKS = 1.0
 # All processes count alike; a second run of the same process goes on counting.
 _looks = itertools.count()
+# Of a process that works apart, from the beginning of that to its end.
+_while_apart: list["SharedStopRequest"] = []
 
 
 class StopRequest:
@@ -51,6 +53,7 @@ class SharedStopRequest(StopRequest):
     def __init__(self) -> None:
         super().__init__()
         self._looked = time.monotonic()
+        self._from_another = False
 
     def look(self) -> None:
         """Call once after each step."""
@@ -58,7 +61,13 @@ class SharedStopRequest(StopRequest):
         if self.signal is None and now - self._looked >= SECONDS_BETWEEN_LOOKS:
             self._looked = now
             if distributed.is_to_stop():
-                self.signal = signal.SIGTERM
+                self.signal, self._from_another = signal.SIGTERM, True
+
+    def ask(self, number: int, _: object = None) -> None:
+        """Notes the request; what another process was asked before does not count as the first."""
+        if self._from_another:
+            self.signal, self._from_another = None, False
+        super().ask(number)
 
 
 class AgreedStopRequest(StopRequest):
@@ -89,27 +98,42 @@ class AgreedStopRequest(StopRequest):
 def noticing() -> Iterator[StopRequest]:
     """Within the block, SIGINT and SIGTERM only set the request that is yielded.
 
-    Outside the main thread signals cannot be caught, and the request never comes.
+    Outside the main thread signals cannot be caught, and the request never comes. Within a block of
+    a process that works apart, it is the same request.
     """
-    request = _request()
-    if threading.current_thread() is not threading.main_thread():
-        yield request
+    if _while_apart:
+        yield _while_apart[0]
         return
+    request = AgreedStopRequest() if distributed.several() else StopRequest()
     # Of several processes that work together the preemption service catches SIGTERM.
     caught = (signal.SIGINT,) if distributed.several() else (signal.SIGINT, signal.SIGTERM)
-    with _preemption_service_kept() if distributed.is_apart() else contextlib.nullcontext():
-        previous = {number: signal.signal(number, request.ask) for number in caught}
-        try:
+    with _caught(request, caught):
+        yield request
+
+
+@contextlib.contextmanager
+def noticing_apart() -> Iterator[StopRequest]:
+    """`noticing` for all that this process does while it works apart."""
+    request = SharedStopRequest()
+    _while_apart.append(request)
+    try:
+        with _preemption_service_kept(), _caught(request, (signal.SIGINT, signal.SIGTERM)):
             yield request
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
+    finally:
+        _while_apart.pop()
 
 
-def _request() -> StopRequest:
-    if distributed.several():
-        return AgreedStopRequest()
-    return SharedStopRequest() if distributed.is_apart() else StopRequest()
+@contextlib.contextmanager
+def _caught(request: StopRequest, numbers: Sequence[int]) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = {number: signal.signal(number, request.ask) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

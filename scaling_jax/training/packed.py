@@ -176,6 +176,7 @@ class _Slots:
     def fill(self, stop: StopRequest) -> bool:
         """Puts runs into empty slots until it is asked to stop; whether there is any run now."""
         while self._queue and self._room and not stop.asked:
+            stop.look()
             with self._saved_on_mistakes():
                 found = self._queue.take()
                 if found is not None:

@@ -13,10 +13,11 @@ PATIENCE = 300
 
 
 def lines(run: Path | None) -> list[dict]:
-    """What the run in a folder has written, a line a step."""
+    """What the run in a folder has written, a line a step; the last one may be half written."""
     assert run is not None
     path = run / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    whole = path.read_text().rpartition("\n")[0] if path.exists() else ""
+    return [json.loads(line) for line in whole.splitlines()]
 
 
 class Job:

@@ -2,9 +2,11 @@
 
 import json
 import signal
+import time
 
 import numpy as np
 import pytest
+from joined_processes import lines
 
 from scaling_jax import config as configs
 from scaling_jax import records
@@ -54,7 +56,7 @@ def folder(tmp_path_factory):
 def write(folder, tmp_path):
     """Writes the config of a testbed, the grid's cell as given, and says what its runs are."""
 
-    def make(tasks=None, checkpoint=None, **cell):
+    def make(tasks=None, checkpoint=None, mesh=None, more=None, **cell):
         content = {
             "name": "pair",
             "run": {
@@ -64,11 +66,13 @@ def write(folder, tmp_path):
                 "optimizer": {"warmup_steps": 2},
                 "evaluation": {"sequences": 8, "batch_size": 8, "bootstrap_samples": 10},
                 "checkpoint": checkpoint or {},
+                "mesh": mesh or {},
             },
             "sizes": {"s": {}, "t": {"model": {"layers": 2}}},
             "grid": [{"role": "fit", "datasets": ["words"], "sizes": ["s"]} | cell],
         }
         content["run"]["model"]["sequence_length"] = 16
+        content["grid"] += [more] if more else []
         if tasks:
             content["run"]["evaluation"]["tasks"] = tasks
         path = tmp_path / "pair.yaml"
@@ -95,7 +99,7 @@ def test_runs_are_trained_and_scored_on_tasks_together(jobs, write, folder, tmp_
     for processes in (2, 1):
         job = jobs(path, tmp_path / str(processes), processes, command="testbed run")
         ends[processes] = job.ends()
-        assert all(code == 2 for code, *_ in ends[processes][:1])  # too few runs for a law
+        assert ends[processes][0][0] == 2  # too few runs for a law
     (_, _, first), (other, silent, _) = ends[2]
     assert other == 0
     assert "left out: broken" in first
@@ -110,7 +114,7 @@ def test_runs_are_trained_and_scored_on_tasks_together(jobs, write, folder, tmp_
     before = kept.stat().st_mtime_ns
     kept.with_name(next(kept.parent.glob("cloze-*.json")).name).unlink()
     again = jobs(run, None, 2, "--tasks", str(folder / "own.yaml"), command="evaluate")
-    assert [code for code, *_ in again.ends()] == [2, 0]  # one task is left out
+    assert [code for code, *_ in again.ends()] == [2, 2]  # one task is left out
     assert list(kept.parent.glob("cloze-*.json"))
     assert kept.stat().st_mtime_ns == before
 
@@ -133,26 +137,51 @@ def test_each_host_packs_the_runs_that_it_can_claim(jobs, write, tmp_path, slots
         np.testing.assert_allclose(found[name], curve, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("asked", [0, 1])
-def test_asked_to_stop_one_host_has_all_save_what_they_have(jobs, write, tmp_path, asked):
-    path, runs = write(token_multipliers=[12], seeds=[0, 1, 2, 3])
+@pytest.mark.parametrize("asked", [(0,), (1,), (1, 0)])
+def test_asked_to_stop_all_hosts_save_what_they_have(jobs, write, tmp_path, asked):
+    """One of them is asked, or both, the second when it has heard of it already."""
+    path, runs = write(token_multipliers=[20], seeds=[0, 1, 2, 3])
     out = tmp_path / "bed"
     job = jobs(path, out, 2, *PACKED, command="testbed run")
     job.wait_for_step(5, *(run.folder(out) for run in runs))
-    job.processes[asked].send_signal(signal.SIGTERM)
+    for number in asked:
+        job.processes[number].send_signal(signal.SIGTERM)
+        time.sleep(1.2)
     ends = job.ends()
     assert [code for code, *_ in ends] == [128 + signal.SIGTERM] * 2, ends
     assert all("stopped and saved" in err.splitlines()[-1] for *_, err in ends), ends
+    written = [len(lines(run.folder(out))) for run in runs]
     steps = [checkpoint.latest_step(run.folder(out) / "checkpoints") for run in runs]
-    for run, step in zip(runs, steps, strict=True):
-        assert step is not None
-        assert 5 <= step < run.budget.steps
-    ends = jobs(path, out, 2, *PACKED, command="testbed run").ends()
-    assert [code for code, *_ in ends] == [2, 0], ends  # one size is too few for a law
-    assert all(
-        len(curve) == run.budget.steps
-        for run, curve in zip(runs, losses(runs, out).values(), strict=True)
+    assert steps == written
+    assert max(written) < runs[0].budget.steps
+
+
+def test_what_is_left_is_trained_by_all_hosts_together(jobs, write, tmp_path):
+    """They have saved different numbers of times when they meet."""
+    path, runs = write(
+        token_multipliers=[0.4],
+        seeds=[0, 1, 2],
+        sizes=["s"],
+        more={
+            "role": "held_out",
+            "datasets": ["words"],
+            "sizes": ["t"],
+            "token_multipliers": [0.2],
+        },
+        mesh={"data": -1, "fsdp": 2},
+        checkpoint={"every_steps": 7},
     )
+    out = tmp_path / "bed"
+    job = jobs(path, out, 2, "--pack", "--slots=1", command="testbed run")
+    ends = job.ends()
+    assert [code for code, *_ in ends] == [2, 0], ends  # too few runs for a law
+    assert "alone: words-t-m0.2" in ends[0][1]
+    assert not [err for *_, err in ends if "damaged" in err]
+    alone = jobs(path, tmp_path / "alone", 1, command="testbed run")
+    assert alone.ends()[0][0] == 2
+    found, expected = losses(runs, out), losses(runs, tmp_path / "alone")
+    for name, curve in expected.items():
+        np.testing.assert_allclose(found[name], curve, rtol=0, atol=1e-5)
 
 
 def test_a_mistake_of_one_host_ends_all_with_its_code(jobs, write, tmp_path):
