@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from joined_processes import lines
 
+from scaling_jax import claims, records
 from scaling_jax import config as configs
-from scaling_jax import records
 from scaling_jax.config import TestbedConfig
 from scaling_jax.data.prepare import prepare
 from scaling_jax.testbeds import grid, runner
@@ -159,9 +159,8 @@ def test_asked_to_stop_all_hosts_save_what_they_have(jobs, write, tmp_path, aske
 def test_what_is_left_is_trained_by_all_hosts_together(jobs, write, tmp_path):
     """They have saved different numbers of times when they meet."""
     path, runs = write(
-        token_multipliers=[0.4],
+        token_multipliers=[0.1],
         seeds=[0, 1, 2],
-        sizes=["s"],
         more={
             "role": "held_out",
             "datasets": ["words"],
@@ -169,13 +168,13 @@ def test_what_is_left_is_trained_by_all_hosts_together(jobs, write, tmp_path):
             "token_multipliers": [0.2],
         },
         mesh={"data": -1, "fsdp": 2},
-        checkpoint={"every_steps": 7},
+        checkpoint={"every_steps": 4},
     )
     out = tmp_path / "bed"
     job = jobs(path, out, 2, "--pack", "--slots=1", command="testbed run")
     ends = job.ends()
     assert [code for code, *_ in ends] == [2, 0], ends  # too few runs for a law
-    assert "alone: words-t-m0.2" in ends[0][1]
+    assert "alone: words-t-m0.05" in ends[0][1]
     assert not [err for *_, err in ends if "damaged" in err]
     alone = jobs(path, tmp_path / "alone", 1, command="testbed run")
     assert alone.ends()[0][0] == 2
@@ -185,7 +184,7 @@ def test_what_is_left_is_trained_by_all_hosts_together(jobs, write, tmp_path):
 
 
 def test_a_mistake_of_one_host_ends_all_with_its_code(jobs, write, tmp_path):
-    """What the other one has done by then is saved."""
+    """The other one has heard of it, and lets its runs go."""
     path, runs = write(token_multipliers=[4], seeds=[0, 1, 2, 3])
     out = tmp_path / "bed"
     job = jobs(path, out, 2, "--pack", command="testbed run", own="--slots=0")
@@ -193,8 +192,7 @@ def test_a_mistake_of_one_host_ends_all_with_its_code(jobs, write, tmp_path):
     assert (code, own_code) == (2, 2)
     assert "slots=0: 1 or more" in last.splitlines()[-1]
     assert "slots=0: 1 or more" in first.splitlines()[-1]
-    steps = [checkpoint.latest_step(run.folder(out) / "checkpoints") for run in runs]
-    assert len([step for step in steps if step]) == 2
+    assert not any(claims.holder(run.folder(out)) for run in runs)
 
 
 def test_a_killed_host_ends_the_others_and_the_rerun_is_the_same(jobs, write, tmp_path):

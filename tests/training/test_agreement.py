@@ -33,6 +33,7 @@ def test_alone_everything_is_as_without():
     ids=str,
 )
 def test_if_one_fails_all_raise_the_first_kind(monkeypatch, others, mine, expected):
+    monkeypatch.setattr(agreement.distributed, "LEAVE_SECONDS", 0)
     monkeypatch.setattr(
         agreement, "of_all", lambda message: [*others, json.loads(json.dumps(message))]
     )

@@ -48,3 +48,15 @@ def test_in_another_thread_the_request_never_comes():
     thread.start()
     thread.join()
     assert found == [False, True]
+
+
+def test_what_another_process_was_asked_is_not_the_first_request_of_this_one(monkeypatch):
+    monkeypatch.setattr(interrupt.distributed, "is_to_stop", lambda: True)
+    monkeypatch.setattr(interrupt, "SECONDS_BETWEEN_LOOKS", 0)
+    request = interrupt.SharedStopRequest()
+    request.look()
+    assert request.asked
+    request.ask(signal.SIGINT)
+    assert request.signal == signal.SIGINT
+    with pytest.raises(KeyboardInterrupt):
+        request.ask(signal.SIGINT)
