@@ -165,7 +165,7 @@ def test_what_is_left_is_trained_by_all_hosts_together(jobs, write, tmp_path):
             "role": "held_out",
             "datasets": ["words"],
             "sizes": ["t"],
-            "token_multipliers": [0.2],
+            "token_multipliers": [0.05],
         },
         mesh={"data": -1, "fsdp": 2},
         checkpoint={"every_steps": 4},
