@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 DEVICES = 4
-PATIENCE = 300
+PATIENCE = 600
 
 
 def lines(run: Path | None) -> list[dict]:
