@@ -140,7 +140,7 @@ def test_each_host_packs_the_runs_that_it_can_claim(jobs, write, tmp_path, slots
 @pytest.mark.parametrize("asked", [(0,), (1,), (1, 0)])
 def test_asked_to_stop_all_hosts_save_what_they_have(jobs, write, tmp_path, asked):
     """One of them is asked, or both, the second when it has heard of it already."""
-    path, runs = write(token_multipliers=[20], seeds=[0, 1, 2, 3])
+    path, runs = write(token_multipliers=[100], seeds=[0, 1, 2, 3])
     out = tmp_path / "bed"
     job = jobs(path, out, 2, *PACKED, command="testbed run")
     job.wait_for_step(5, *(run.folder(out) for run in runs))
