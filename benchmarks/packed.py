@@ -119,13 +119,14 @@ def compare_on_tpu(model_file: str, slice_name: str) -> None:
     print(f"HBM traffic of a step: {fixed / 1e9:.2f} GB + {each / 1e9:.2f} GB a sequence on a chip")
     lengths = sorted([*PAPER_MULTIPLIERS] * DATASETS, reverse=True)
     rows = []
-    devices = _devices(f"{chip.name}:{one.shape}")
-    mine = [device for device in devices if device.process_index == 0]
-    for slots in (None, 1, len(mine), math.ceil(len(lengths) / one.hosts)):
+    whole = f"{chip.name}:{one.shape}"
+    # The compiler takes no part of a topology: a host's chips are a slice of their own to it.
+    host = whole if one.hosts == 1 else f"{chip.name}:2x2"
+    for slots in (None, 1, one.chips_per_host, math.ceil(len(lengths) / one.hosts)):
         if slots is None:
-            compiled, groups = _compile_alone(model, devices), 1
+            compiled, groups = _compile_alone(model, whole), 1
         else:
-            compiled, on_host = _compile(model, mine, slots)
+            compiled, on_host = _compile(model, host, slots)
             groups = on_host * one.hosts
         chips = one.chips // groups
         memory = compiled.memory_analysis()
@@ -178,24 +179,25 @@ def traffic(model: Any, topology: str) -> tuple[float, float]:
     return moved[0] - 2 * each, each
 
 
-def _compile_alone(model: Any, devices: list[Any]) -> Any:
-    """The program of one run on `devices`."""
+def _compile_alone(model: Any, topology: str) -> Any:
+    """The program of one run."""
     from scaling_jax.config import MeshConfig
     from scaling_jax.mesh import make_mesh
     from scaling_jax.training import step
 
-    return step.lower(model, BATCH_SIZE, 1, make_mesh(MeshConfig(), devices)).compile()
+    mesh = make_mesh(MeshConfig(), _devices(topology))
+    return step.lower(model, BATCH_SIZE, 1, mesh).compile()
 
 
-def _compile(model: Any, devices: list[Any], slots: int) -> tuple[Any, int]:
-    """The program of so many slots on `devices`, and how many groups of chips it has."""
+def _compile(model: Any, topology: str, slots: int) -> tuple[Any, int]:
+    """The program of so many slots, and how many groups of chips it has."""
     from scaling_jax.config import DataConfig, MeshConfig, RunConfig
     from scaling_jax.mesh import make_mesh
     from scaling_jax.training import packed_step
 
     data = DataConfig(dataset="any", validation=("any",))
     shape = packed_step.Shape.of(RunConfig(model, data, BATCH_SIZE, tokens=1))
-    mesh = packed_step.make_mesh(make_mesh(MeshConfig(), devices), slots)
+    mesh = packed_step.make_mesh(make_mesh(MeshConfig(), _devices(topology)), slots)
     program = packed_step.Program(shape, mesh, slots)
     return program.lower().compile(), mesh.shape[packed_step.RUN]
 

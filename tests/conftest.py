@@ -31,6 +31,7 @@ import pytest
 from golden import Golden
 from joined_processes import Job
 
+from scaling_jax.data.prepare import prepare
 from scaling_jax.data.shards import DTYPES, INDEX_FILE, Index, ShardEntry, Shards
 
 GOLDEN = Path(__file__).parents[1] / ".." / "shared" / "golden" / "openlm"
@@ -111,6 +112,25 @@ def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             ids.append(2 + (3 * ids[-1] + int(noise)) % 38)
         write_split(folder / "walk" / split, [[*ids, 1]], shards=1, size=40)
     return folder
+
+
+@pytest.fixture(scope="session")
+def write_words() -> Callable[..., Path]:
+    """Fills a folder: `words`, a text in bytes; a file of questions a task; the tasks' own.yaml."""
+
+    def write(folder: Path, questions: dict[str, list[dict[str, Any]]], tasks: str) -> Path:
+        text = "the cat sat on the mat and the dog sat on the log. " * 30
+        for split in ("train", "validation"):
+            (folder / "texts" / split).mkdir(parents=True)
+            (folder / "texts" / split / "words.txt").write_text(text)
+        prepare(str(folder / "texts"), out=folder, overrides=["name=words"])
+        for name, asked in questions.items():
+            content = "".join(json.dumps(question) + "\n" for question in asked)
+            (folder / f"{name}.jsonl").write_text(content)
+        (folder / "own.yaml").write_text(tasks)
+        return folder
+
+    return write
 
 
 @pytest.fixture(scope="session", params=["tiny", "deep"])

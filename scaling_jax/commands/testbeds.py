@@ -16,6 +16,7 @@ from scaling_jax.errors import Interrupted, NonFiniteLossError, OutageError, Use
 if TYPE_CHECKING:
     from scaling_jax.config import TestbedConfig
     from scaling_jax.testbeds.grid import PlannedRun
+    from scaling_jax.testbeds.packing import Packing
     from scaling_jax.testbeds.runner import Cost, RunStatus
 
 CLUSTER = ClusterOptions()
@@ -108,8 +109,10 @@ def run_testbed(
         statuses = [runner.status(run, folder) for run in mine]
         _check_fit(statuses)
         if pack:
+            # Made before any process trains: they all see the same state, and plan the same.
+            packed = agreement.together(lambda: _pack(statuses, slots), kinds=(UserError,))
             agreement.apart(
-                lambda: _run_packed(statuses, folder, slots),
+                lambda: _train_packed(packed, mine, folder),
                 kinds=(UserError, OutageError, Interrupted),
             )
         if not distributed.is_first():
@@ -216,12 +219,11 @@ def _check_fit(statuses: list["RunStatus"]) -> None:
             devices.check_fits(found.run.config)
 
 
-def _run_packed(statuses: list["RunStatus"], out: Path, slots: int | None) -> None:
-    """Trains side by side what can be."""
+def _pack(statuses: list["RunStatus"], slots: int | None) -> "Packing":
+    """What is to be trained side by side, and what cannot be; said to the user."""
     import jax
 
     from scaling_jax.planning import devices
-    from scaling_jax.progress import GridProgress
     from scaling_jax.terminal import say
     from scaling_jax.testbeds import packing
 
@@ -230,7 +232,15 @@ def _run_packed(statuses: list["RunStatus"], out: Path, slots: int | None) -> No
         devices.check_fits(group.runs[0].config, jax.local_devices(), group.slots)
     for part in (*packed.groups, *packed.alone):
         say(str(part))
-    with GridProgress([found.run for found in statuses]) as progress:
+    return packed
+
+
+def _train_packed(packed: "Packing", runs: list["PlannedRun"], out: Path) -> None:
+    """Trains side by side what can be."""
+    from scaling_jax.progress import GridProgress
+    from scaling_jax.testbeds import packing
+
+    with GridProgress(runs) as progress:
         packing.train(packed, out, progress.report, progress.trained, progress.waiting)
 
 

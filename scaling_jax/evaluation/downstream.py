@@ -81,7 +81,7 @@ def evaluate(
 
     Raises:
       UserError: another process has other tasks or files.
-      Interrupted: after a task, where several processes were asked to stop.
+      Interrupted: between two tasks, where several processes were asked to stop.
     """
     found: dict[str, TaskResult] = {}
     left_out: dict[str, str] = {}
@@ -90,6 +90,7 @@ def evaluate(
     distributed.check_same("choice of tasks", f"{list(all_tasks)} {list(present)}")
     with _requests_to_stop() as check_stop:
         for name, task in all_tasks.items():
+            check_stop()
             path = folder / task.data
             origin = kept_results.made_from(task, path, tasks, vocabulary.sha256, model)
             distributed.check_same(f"{name}, or its file", str(origin | {"model": ""}))
@@ -103,15 +104,15 @@ def evaluate(
                     result = Unscorable(str(error))
                 if file and distributed.is_first():
                     kept_results.write(file, origin, result)
-            if result is not None:
-                origins[name] = origin
+            if result is None:
+                continue
+            origins[name] = origin
             if isinstance(result, TaskResult):
                 found[name] = result
-            elif result is not None and name in present:
+            elif name in present:
                 left_out[name] = result.reason
-            if result is not None and name in present:
+            if name in present:
                 done(name, result)
-            check_stop()
     report = Report(
         name=tasks.name,
         model=model,

@@ -107,10 +107,7 @@ def processes() -> int:
 
 @contextlib.contextmanager
 def apart() -> Iterator[None]:
-    """Within the block this process is alone to all that asks, Orbax among them."""
-    if not several():
-        yield
-        return
+    """Within the block one of several processes is alone to all that asks, Orbax among them."""
     _stop_keys.append(f"scaling_jax/stop/{next(_numbers)}")
     asked = jax.process_count, jax.process_index
     # Orbax would wait for the other processes, and leave the writing to the first one.

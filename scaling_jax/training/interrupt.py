@@ -104,9 +104,10 @@ def noticing() -> Iterator[StopRequest]:
     if _while_apart:
         yield _while_apart[0]
         return
-    request = AgreedStopRequest() if distributed.several() else StopRequest()
-    # Of several processes that work together the preemption service catches SIGTERM.
-    caught = (signal.SIGINT,) if distributed.several() else (signal.SIGINT, signal.SIGTERM)
+    if distributed.several():  # the preemption service catches SIGTERM
+        request, caught = AgreedStopRequest(), (signal.SIGINT,)
+    else:
+        request, caught = StopRequest(), (signal.SIGINT, signal.SIGTERM)
     with _caught(request, caught):
         yield request
 

@@ -8,7 +8,6 @@ import pytest
 
 from scaling_jax import config as configs
 from scaling_jax.config import LawsConfig, TestbedConfig
-from scaling_jax.data.prepare import prepare
 from scaling_jax.errors import UserError
 from scaling_jax.evaluation import run_tasks
 from scaling_jax.testbeds import grid, runner
@@ -27,6 +26,10 @@ averages:
   both: [cloze, choice]
   three: [cloze, choice, lost]
 """
+QUESTIONS = {
+    "cloze": [{"context": "the cat sat", "continuation": end} for end in ("on", "up", "at")],
+    "choice": [{"query": "the dog", "choices": ["sat", "xyz", "log"], "gold": n} for n in (0, 1)],
+}
 
 
 @pytest.fixture(autouse=True)
@@ -35,21 +38,8 @@ def cache(monkeypatch, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """Text as bytes, two files of questions about it, and the config that asks three."""
-    folder = tmp_path_factory.mktemp("data")
-    text = "the cat sat on the mat and the dog sat on the log. " * 30
-    for split in ("train", "validation"):
-        (folder / "texts" / split).mkdir(parents=True)
-        (folder / "texts" / split / "words.txt").write_text(text)
-    prepare(str(folder / "texts"), out=folder, overrides=["name=words"])
-    cloze = [{"context": "the cat sat", "continuation": end} for end in ("on", "up", "at")]
-    choice = [{"query": "the dog", "choices": ["sat", "xyz", "log"], "gold": n} for n in (0, 1)]
-    for name, questions in (("cloze", cloze), ("choice", choice)):
-        lines = "".join(json.dumps(question) + "\n" for question in questions)
-        (folder / f"{name}.jsonl").write_text(lines)
-    (folder / "own.yaml").write_text(TASKS)
-    return folder
+def folder(write_words, tmp_path_factory):
+    return write_words(tmp_path_factory.mktemp("data"), QUESTIONS, TASKS)
 
 
 def plan(data, **tasks):

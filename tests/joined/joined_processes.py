@@ -20,6 +20,11 @@ def lines(run: Path | None) -> list[dict]:
     return [json.loads(line) for line in whole.splitlines()]
 
 
+def printed(out: str) -> list[str]:
+    """What the command has printed; gloo says who is connected, at times half a line at once."""
+    return [line for line in out.splitlines() if "[Gloo]" not in line and "peer ranks" not in line]
+
+
 class Job:
     """`scaling-jax train`, or another command, in several processes; the last one told `own`."""
 

@@ -6,12 +6,11 @@ import time
 
 import numpy as np
 import pytest
-from joined_processes import lines
+from joined_processes import lines, printed
 
 from scaling_jax import claims, records
 from scaling_jax import config as configs
 from scaling_jax.config import TestbedConfig
-from scaling_jax.data.prepare import prepare
 from scaling_jax.testbeds import grid, runner
 from scaling_jax.training import checkpoint
 
@@ -37,19 +36,8 @@ QUESTIONS = {
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """Text as bytes and questions about it."""
-    folder = tmp_path_factory.mktemp("data")
-    text = "the cat sat on the mat and the dog sat on the log. " * 30
-    for split in ("train", "validation"):
-        (folder / "texts" / split).mkdir(parents=True)
-        (folder / "texts" / split / "words.txt").write_text(text)
-    prepare(str(folder / "texts"), out=folder, overrides=["name=words"])
-    for name, questions in QUESTIONS.items():
-        lines = "".join(json.dumps(question) + "\n" for question in questions)
-        (folder / f"{name}.jsonl").write_text(lines)
-    (folder / "own.yaml").write_text(TASKS)
-    return folder
+def folder(write_words, tmp_path_factory):
+    return write_words(tmp_path_factory.mktemp("data"), QUESTIONS, TASKS)
 
 
 @pytest.fixture
@@ -103,7 +91,7 @@ def test_runs_are_trained_and_scored_on_tasks_together(jobs, write, folder, tmp_
     (_, _, first), (other, silent, _) = ends[2]
     assert other == 0
     assert "left out: broken" in first
-    assert not [line for line in silent.splitlines() if not line.startswith("[Gloo]")]
+    assert not printed(silent)
     tables = [records.read(tmp_path / str(processes) / "records.csv") for processes in (2, 1)]
     scores = [name for name in map(str, tables[0]) if name.startswith("error/")]
     assert {"error/cloze", "error/choice", "error/answers"} <= set(scores)
@@ -124,11 +112,11 @@ def test_runs_are_trained_and_scored_on_tasks_together(jobs, write, folder, tmp_
     [((), "2 slots of 1 device"), (("--slots=1",), "1 slot of 2 devices")],
 )
 def test_each_host_packs_the_runs_that_it_can_claim(jobs, write, tmp_path, slots, where):
-    path, runs = write(token_multipliers=[0.05, 0.1, 0.4], seeds=[0, 1, 2])
+    path, runs = write(token_multipliers=[0.05, 0.1, 0.4], seeds=[0, 1, 2, 3])
     packed = jobs(path, tmp_path / "packed", 2, "--pack", *slots, command="testbed run")
     ends = packed.ends()
     assert [code for code, *_ in ends] == [0, 0], ends
-    assert f"9 runs of s in {where}, on each of 2 hosts" in ends[0][1]
+    assert f"12 runs of s in {where}, on each of 2 hosts" in ends[0][1]
     assert len(trainers(runs, tmp_path / "packed")) == 2
     alone = jobs(path, tmp_path / "alone", 1, command="testbed run")
     assert alone.ends()[0][0] == 0
@@ -183,15 +171,19 @@ def test_what_is_left_is_trained_by_all_hosts_together(jobs, write, tmp_path):
         np.testing.assert_allclose(found[name], curve, rtol=0, atol=1e-5)
 
 
-def test_a_mistake_of_one_host_ends_all_with_its_code(jobs, write, tmp_path):
-    """The other one has heard of it, and lets its runs go."""
+@pytest.mark.parametrize(
+    ("own", "mistake"),
+    [("--slots=0", "slots=0: 1 or more"), ("run.data.folder=nowhere", "nowhere/words/")],
+)
+def test_a_mistake_of_one_host_ends_all_with_its_code(jobs, write, tmp_path, own, mistake):
+    """Before anything is trained, or when the other one trains: that lets its runs go."""
     path, runs = write(token_multipliers=[4], seeds=[0, 1, 2, 3])
     out = tmp_path / "bed"
-    job = jobs(path, out, 2, "--pack", command="testbed run", own="--slots=0")
+    job = jobs(path, out, 2, "--pack", command="testbed run", own=own)
     (code, _, first), (own_code, _, last) = job.ends()
     assert (code, own_code) == (2, 2)
-    assert "slots=0: 1 or more" in last.splitlines()[-1]
-    assert "slots=0: 1 or more" in first.splitlines()[-1]
+    assert mistake in last.splitlines()[-1]
+    assert mistake in first.splitlines()[-1]
     assert not any(claims.holder(run.folder(out)) for run in runs)
 
 
@@ -209,12 +201,4 @@ def test_a_killed_host_ends_the_others_and_the_rerun_is_the_same(jobs, write, tm
     whole = jobs(path, tmp_path / "whole", 2, *PACKED, command="testbed run").ends()
     assert [code for code, *_ in whole] == [2, 0], whole
     found, expected = losses(runs, out), losses(runs, tmp_path / "whole")
-    print(
-        {
-            name: (np.abs(found[name] - curve).max(), np.argmax(found[name] != curve))
-            for name, curve in expected.items()
-        }
-    )
-    print(again[0][1][:3000])
-    print(whole[0][1][:3000])
     assert all(np.array_equal(found[name], curve) for name, curve in expected.items())
