@@ -300,7 +300,9 @@ def _report(testbed: "TestbedConfig", runs: list["PlannedRun"], out: Path) -> No
     own = [fitted for fitted in fits if analysis.in_distribution(fitted)]
     level = f"{testbed.laws.level:.0%} intervals"
     print_table(page.parameter_table(own), f"laws, {level}")
-    print_table(page.held_out_table(own), f"held-out runs: predicted and measured, {level}")
+    held_out = page.held_out_table(own)
+    if not held_out.empty:
+        print_table(held_out, f"held-out runs: predicted and measured, {level}")
     report = page.write(
         out,
         title=f"Testbed {testbed.name}",

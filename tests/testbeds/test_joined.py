@@ -112,14 +112,14 @@ def test_runs_are_trained_and_scored_on_tasks_together(jobs, write, folder, tmp_
     [((), "2 slots of 1 device"), (("--slots=1",), "1 slot of 2 devices")],
 )
 def test_each_host_packs_the_runs_that_it_can_claim(jobs, write, tmp_path, slots, where):
-    path, runs = write(token_multipliers=[0.05, 0.1, 0.4], seeds=[0, 1, 2, 3])
+    path, runs = write(token_multipliers=[0.1, 0.4], seeds=[0, 1, 2, 3])
     packed = jobs(path, tmp_path / "packed", 2, "--pack", *slots, command="testbed run")
     ends = packed.ends()
-    assert [code for code, *_ in ends] == [0, 0], ends
-    assert f"12 runs of s in {where}, on each of 2 hosts" in ends[0][1]
+    assert [code for code, *_ in ends] == [2, 0], ends  # too few runs for a law
+    assert f"8 runs of s in {where}, on each of 2 hosts" in ends[0][1]
     assert len(trainers(runs, tmp_path / "packed")) == 2
     alone = jobs(path, tmp_path / "alone", 1, command="testbed run")
-    assert alone.ends()[0][0] == 0
+    assert alone.ends()[0][0] == 2
     found, expected = (losses(runs, tmp_path / name) for name in ("packed", "alone"))
     for name, curve in expected.items():
         np.testing.assert_allclose(found[name], curve, rtol=0, atol=1e-5)
@@ -188,7 +188,7 @@ def test_a_mistake_of_one_host_ends_all_with_its_code(jobs, write, tmp_path, own
 
 
 def test_a_killed_host_ends_the_others_and_the_rerun_is_the_same(jobs, write, tmp_path):
-    path, runs = write(token_multipliers=[6], seeds=[0, 1, 2, 3], checkpoint={"every_steps": 100})
+    path, runs = write(token_multipliers=[10], seeds=[0, 1, 2, 3], checkpoint={"every_steps": 100})
     out = tmp_path / "bed"
     job = jobs(path, out, 2, *PACKED, command="testbed run")
     job.wait_for_step(150, *(run.folder(out) for run in runs))

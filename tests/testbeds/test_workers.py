@@ -79,6 +79,7 @@ def start(*words: str | Path) -> subprocess.Popen:
 def end(child: subprocess.Popen, code: int = 0) -> str:
     output, errors = child.communicate(timeout=600)
     assert child.returncode == code, errors
+    assert "Empty DataFrame" not in output
     return output + errors
 
 
