@@ -115,13 +115,14 @@ def compare_on_tpu(model_file: str, slice_name: str) -> None:
     chip, bandwidth = one.chip, HBM_BANDWIDTH[one.chip.name]
     model = configs.load(ModelConfig, model_file)
     flops = counting.flops_model_per_token(model) * model.sequence_length
-    fixed, each = traffic(model, f"{chip.name}:2x2")
+    whole = f"{chip.name}:{one.shape}"
+    # The compiler takes no part of a topology: a host's chips are a slice of their own to it.
+    of_host = slices.find(f"{chip.name}-{one.chips_per_host * chip.cores_counted}")
+    host = f"{chip.name}:{of_host.shape}"
+    fixed, each = traffic(model, host)
     print(f"HBM traffic of a step: {fixed / 1e9:.2f} GB + {each / 1e9:.2f} GB a sequence on a chip")
     lengths = sorted([*PAPER_MULTIPLIERS] * DATASETS, reverse=True)
     rows = []
-    whole = f"{chip.name}:{one.shape}"
-    # The compiler takes no part of a topology: a host's chips are a slice of their own to it.
-    host = whole if one.hosts == 1 else f"{chip.name}:2x2"
     for slots in (None, 1, one.chips_per_host, math.ceil(len(lengths) / one.hosts)):
         if slots is None:
             compiled, groups = _compile_alone(model, whole), 1
