@@ -164,18 +164,19 @@ def traffic(model: Any, topology: str) -> tuple[float, float]:
     """Bytes that a step moves whatever its batch, and for each sequence; on one chip."""
     from scaling_jax.config import MeshConfig
     from scaling_jax.mesh import make_mesh
-    from scaling_jax.models import head, transformer
+    from scaling_jax.models import head, kernels
     from scaling_jax.training import step
 
-    kept = transformer.LONGEST_UNROLLED, head.MOST_LOGITS
-    transformer.LONGEST_UNROLLED, head.MOST_LOGITS = model.layers, ALL_LOGITS_AT_ONCE
+    kept = kernels.TPU, head.MOST_LOGITS
+    kernels.TPU = dataclasses.replace(kernels.TPU, most_unrolled=model.layers)
+    head.MOST_LOGITS = ALL_LOGITS_AT_ONCE
     mesh = make_mesh(MeshConfig(), _devices(topology)[:1])
     moved = []
     for sequences in (2, 4):
         analysis = step.lower(model, sequences, 1, mesh).compile().cost_analysis()
         assert analysis is not None  # which only other compilers leave out
         moved.append(analysis["bytes accessed"])
-    transformer.LONGEST_UNROLLED, head.MOST_LOGITS = kept
+    kernels.TPU, head.MOST_LOGITS = kept
     each = (moved[1] - moved[0]) / 2
     return moved[0] - 2 * each, each
 

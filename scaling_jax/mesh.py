@@ -85,7 +85,7 @@ def constrain(x: jax.Array, *names: str) -> jax.Array:
     mesh = jax.sharding.get_abstract_mesh()
     if not _free(mesh) or mesh.size == 1:
         return x
-    return jax.lax.with_sharding_constraint(x, _within(mesh, names))
+    return jax.lax.with_sharding_constraint(x, _within(_free(mesh), names))
 
 
 def free_axes(name: str) -> tuple[str, ...]:
@@ -113,13 +113,41 @@ def on_each_device(
     must be equal on all devices. Within the function, sums over devices are its own business.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if not _free(mesh) or mesh.size == 1:
+    free = _free(mesh)
+    if not free or mesh.size == 1:
         return function
     return jax.shard_map(
         function,
-        in_specs=tuple(_within(mesh, names) for names in inputs),
-        out_specs=jax.tree.map(lambda names: _within(mesh, names), outputs, is_leaf=_is_names),
-        axis_names=_free(mesh),
+        in_specs=tuple(_within(free, names) for names in inputs),
+        out_specs=jax.tree.map(lambda names: _within(free, names), outputs, is_leaf=_is_names),
+        axis_names=free,
+        check_vma=False,
+    )
+
+
+def mean_over_copies(
+    function: Callable[..., Any], inputs: Sequence[Sequence[str]]
+) -> Callable[..., Any]:
+    """The mean of what `function` gives for each copy of the parameters, made once it is done.
+
+    Devices that share a copy work together as the compiler sees fit. `inputs` name the axes of each
+    array, or of all arrays of a tree, as for `spec`.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    sharing = {axis for name, axes in RULES.items() if name != "batch" for axis in axes or ()}
+    copies = {axis for axis in free_axes("batch") if axis not in sharing}
+    if not copies:
+        return function
+
+    def local(*arrays: Any) -> Any:
+        return jax.lax.pmean(function(*arrays), tuple(copies))
+
+    return jax.shard_map(
+        local,
+        mesh=mesh,
+        in_specs=tuple(_within(copies, names) for names in inputs),
+        out_specs=PartitionSpec(),
+        axis_names=copies,
         check_vma=False,
     )
 
@@ -168,12 +196,11 @@ def _free(mesh: AbstractMesh) -> set[str]:
     return {axis for axis, kind in kinds if kind == AxisType.Auto}
 
 
-def _within(mesh: AbstractMesh, names: Sequence[str]) -> PartitionSpec:
-    """`spec`, without the axes that the compiler has no say in."""
+def _within(axes: set[str], names: Sequence[str]) -> PartitionSpec:
+    """`spec`, of these mesh axes alone."""
     spec(names)
-    free = _free(mesh)
     return PartitionSpec(
-        *(tuple(axis for axis in RULES[name] or () if axis in free) or None for name in names)
+        *(tuple(axis for axis in RULES[name] or () if axis in axes) or None for name in names)
     )
 
 

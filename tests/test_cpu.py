@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -10,12 +11,19 @@ FAULTS = """
 import resource, sys
 from scaling_jax import cpu
 if "configure" in sys.argv:
-    cpu._keep_freed_memory()
+    cpu._arrange_heap()
 for turn in range(8):
     b"x" * (64 << 20)
     if turn == 2:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+MAPPINGS = """
+from scaling_jax import cpu
+cpu.configure()
+print(open("/proc/self/smaps").read())
 """
 
 
@@ -54,6 +62,19 @@ def test_devices_are_a_power_of_two_up_to_the_cores_and_eight(cores, devices):
 def test_each_core_becomes_a_device_unless_the_user_chose(environment, devices):
     code = "from scaling_jax import cpu; cpu.configure(); import jax; print(jax.device_count())"
     assert python("-c", code, **environment) == str(devices)
+
+
+@pytest.mark.skipif(
+    not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="no huge pages on this system"
+)
+def test_the_heap_may_have_huge_pages():
+    flags, size = [], 0
+    for line in python("-c", MAPPINGS).splitlines():
+        if line.startswith("Size:"):
+            size = int(line.split()[1]) << 10
+        if line.startswith("VmFlags:"):
+            flags.append((size, line.split()))
+    assert [size for size, set_ in flags if "hg" in set_] == [cpu.HEAP - cpu.HUGE_PAGE]
 
 
 @pytest.mark.parametrize(

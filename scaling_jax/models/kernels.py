@@ -33,6 +33,8 @@ class Kernels:
       weight_gradient: x, d loss / d y and a type -> d loss / d w, in that type, where y = x w.
       most_activations: numbers that a device should make in one layer at a time; a batch that makes
         more is done in parts, so that what a layer writes is still in the cache when it is read.
+      most_unrolled: models of up to so many layers are written out, the layers of deeper ones are
+        scanned: that compiles faster and takes less memory, but stacks what it keeps.
     """
 
     attention: Callable[[Heads, Heads, Heads], Heads]
@@ -41,6 +43,7 @@ class Kernels:
         Float[Array, "width *out"],
     ]
     most_activations: float = math.inf
+    most_unrolled: int = 4
 
 
 def chosen() -> Kernels:
@@ -78,6 +81,7 @@ CPU = Kernels(
     attention=_cpu_attention,
     weight_gradient=cpu_kernels.weight_gradient,
     most_activations=2**22,  # 16 MB in float32
+    most_unrolled=8,
 )
 GPU = Kernels(attention=_gpu_attention, weight_gradient=_weight_gradient)
 TPU = Kernels(attention=tpu_kernels.attention, weight_gradient=_weight_gradient)

@@ -38,12 +38,6 @@ def look_up(
     return _gather(table, dtype, ("vocabulary", "embed"))[tokens]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def rounded(gain: Float[Array, "width"], dtype: DTypeLike) -> Float[Array, "width"]:
-    """`gain` rounded to the numbers that `dtype` has; the gradient is not rounded."""
-    return gain.astype(dtype).astype(gain.dtype)
-
-
 def add_up(gradient: Array, along: int, batch: tuple[str, ...], embed: tuple[str, ...]) -> Array:
     """On each device, the sum of all devices' gradients: of its own part of axis `along`.
 
@@ -71,8 +65,12 @@ def _project_backward(
     names: Sequence[str], kept: tuple[Array, Array], slope: Array
 ) -> tuple[Array, Array]:
     x, weight = kept
-    out = tuple(range(x.ndim - 1, slope.ndim)), tuple(range(1, weight.ndim))
-    d_x = jnp.tensordot(slope, _gather(weight, x.dtype, names), out)
+    whole, out = _gather(weight, x.dtype, names), slope
+    if not any(map(free_axes, names[1:])):
+        # With one axis to sum over, the compiler for CPU reads the weight as it lies.
+        whole, out = whole.reshape(len(whole), -1), slope.reshape(*x.shape[:-1], -1)
+    summed = tuple(range(x.ndim - 1, out.ndim)), tuple(range(1, whole.ndim))
+    d_x = jnp.tensordot(out, whole, summed)
     d_weight = kernels.chosen().weight_gradient(x, slope, weight.dtype)
     return d_x, constrain(d_weight, *names)
 
@@ -104,7 +102,3 @@ def _look_up_backward(
 
 project.defvjp(_project_forward, _project_backward)
 look_up.defvjp(_look_up_forward, _look_up_backward)
-rounded.defvjp(
-    lambda gain, dtype: (rounded(gain, dtype), None),
-    lambda dtype, _, slope: (constrain(slope, "gain"),),
-)

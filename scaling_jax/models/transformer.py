@@ -21,11 +21,8 @@ from jaxtyping import Array, Float, Float32, Int
 
 from scaling_jax.config import ModelConfig
 from scaling_jax.mesh import constrain
-from scaling_jax.models import kernels, parameters
+from scaling_jax.models import kernels, normalization, parameters
 
-NORM_EPSILON = 1e-5
-# A scan of so few layers is written out: on CPU its bookkeeping would cost more than the layers.
-LONGEST_UNROLLED = 4
 # What remat calls the matrix products with weights.
 PRODUCT = "product"
 
@@ -46,12 +43,7 @@ class Norm(nnx.Module):
 
     def __call__(self, x: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
         """Normalises `x`."""
-        exact = x.astype(jnp.float32)
-        if self.centred:
-            exact = exact - exact.mean(axis=-1, keepdims=True)
-        mean_square = jnp.square(exact).mean(axis=-1, keepdims=True)
-        gain = parameters.rounded(self.gain[...], x.dtype)
-        return (exact * jax.lax.rsqrt(mean_square + NORM_EPSILON) * gain).astype(x.dtype)  # pyright: ignore[reportOperatorIssue]
+        return normalization.normalize(x, self.gain[...], self.centred)
 
 
 class Attention(nnx.Module):
@@ -108,8 +100,7 @@ class FeedForward(nnx.Module):
         """Transforms each position of `x` by itself."""
         both = _project(x, self.gate_up)
         both = constrain(both, "batch", "length", "gate_up", "mlp")
-        gate, up = (part[:, :, 0] for part in jnp.split(both, 2, axis=2))
-        return _project(jax.nn.silu(gate) * up, self.down)
+        return _project(normalization.gate(both), self.down)
 
 
 class Block(nnx.Module):
@@ -167,7 +158,7 @@ class Transformer(nnx.Module):
         ) -> tuple[Float[Array, "batch length width"], None]:
             return nnx.merge(graph, layer)(x, rotation), None
 
-        unroll = config.layers <= LONGEST_UNROLLED
+        unroll = config.layers <= kernels.chosen().most_unrolled
         x, _ = jax.lax.scan(_remat(apply_block, config.remat), x, layers, unroll=unroll)
         return self.norm(x)
 

@@ -33,6 +33,8 @@ class Metrics(NamedTuple):
     skipped: Float32[Array, ""]
 
 
+# Cross-entropy and z-loss, and the gradient of their sum.
+Gradient = tuple[tuple[Float32[Array, ""], Float32[Array, ""]], Params]
 TrainStep = Callable[[TrainState, Rows, Hyperparameters], tuple[TrainState, Metrics]]
 
 
@@ -124,34 +126,44 @@ def _jitted(
 
 def _mean_gradient(
     model: ModelConfig, microbatches: int, params: Params, rows: Rows, hyper: Hyperparameters
-) -> tuple[tuple[Array, Array], Params]:
+) -> Gradient:
     """Mean losses and gradient over the batch, in equal parts one after another.
 
     There are `microbatches` of them, or a multiple where that is faster.
     """
-    microbatches *= _parts_of(model, rows.shape[0] // microbatches)
+    parts = microbatches * _parts_of(model, rows.shape[0] // microbatches)
+    weight = jnp.asarray(hyper.z_loss_weight, jnp.float32)
+    if parts == 1:
+        return _gradient(model, params, weight, rows)
 
-    def losses(params: Params, rows: Rows) -> tuple[Array, tuple[Array, Array]]:
+    def mean(params: Params, weight: Array, rows: Rows) -> Gradient:
+        # Strided parts: each holds rows of every device, so none has to move.
+        split = rows.reshape(-1, parts, rows.shape[1]).swapaxes(0, 1)
+        split = meshes.constrain(split, "layer", "batch", "length")
+        one = functools.partial(_gradient, model, params, weight)
+        like = jax.eval_shape(one, split[0])
+        zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
+        total, _ = jax.lax.scan(
+            lambda total, rows: (jax.tree.map(jnp.add, total, one(rows)), None), zero, split
+        )
+        return jax.tree.map(lambda leaf: leaf / parts, total)
+
+    # The devices' gradients are added up once, and not those of every part.
+    return meshes.mean_over_copies(mean, ((), (), ("batch", "length")))(params, weight, rows)
+
+
+def _gradient(
+    model: ModelConfig, params: Params, z_loss_weight: Float32[Array, ""], rows: Rows
+) -> Gradient:
+    """Mean losses and gradient over `rows`."""
+
+    def losses(params: Params) -> tuple[Array, tuple[Array, Array]]:
         bound = transformer.bind(model, params)
         hidden, targets = bound.hidden(rows[:, :-1]), rows[:, 1:]
-        return head.mean_loss(hidden, bound.output[...], targets, hyper.z_loss_weight)
+        return head.mean_loss(hidden, bound.output[...], targets, z_loss_weight)
 
-    def part(rows: Rows) -> tuple[tuple[Array, Array], Params]:
-        (_, parts), gradients = jax.value_and_grad(losses, has_aux=True)(params, rows)
-        return parts, gradients
-
-    if microbatches == 1:
-        return part(rows)
-    # Strided parts: each holds rows of every device, so none has to move.
-    split = rows.reshape(-1, microbatches, rows.shape[1]).swapaxes(0, 1)
-    split = meshes.constrain(split, "layer", "batch", "length")
-    zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(part, rows))
-
-    def add(total, rows: Rows):
-        return jax.tree.map(jnp.add, total, part(rows)), None
-
-    total, _ = jax.lax.scan(add, zero, split)
-    return jax.tree.map(lambda leaf: leaf / microbatches, total)
+    (_, parts), gradients = jax.value_and_grad(losses, has_aux=True)(params)
+    return parts, gradients
 
 
 def _parts_of(model: ModelConfig, batch_size: int) -> int:

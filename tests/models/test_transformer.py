@@ -255,7 +255,7 @@ def deep_gradients():
     """Gradients and working memory of a model of five layers, by remat policy and scan or not."""
     tokens = jnp.asarray(np.random.default_rng(6).integers(0, 32, (8, 33)), jnp.int32)
     results = {}
-    for remat, longest_unrolled in (("none", 0), ("dots", 0), ("block", 0), ("none", 100)):
+    for remat, most_unrolled in (("none", 0), ("dots", 0), ("block", 0), ("none", 100)):
         config = dataclasses.replace(TINY, layers=5, sequence_length=32, remat=remat)
         params = random_params(config)
 
@@ -264,12 +264,12 @@ def deep_gradients():
             return token_loss(logits, tokens[:, 1:]).cross_entropy.mean()
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(transformer, "LONGEST_UNROLLED", longest_unrolled)
             # Remat is for accelerators; policies see no products inside the kernels for CPU.
-            patch.setattr(kernels, "chosen", lambda: kernels.PLAIN)
+            plain = dataclasses.replace(kernels.PLAIN, most_unrolled=most_unrolled)
+            patch.setattr(kernels, "chosen", lambda plain=plain: plain)
             compiled = jax.jit(jax.grad(loss)).lower(params).compile()
         memory = compiled.memory_analysis().temp_size_in_bytes  # pyright: ignore[reportOptionalMemberAccess]
-        results[remat, "unrolled" if longest_unrolled else "scanned"] = compiled(params), memory
+        results[remat, "unrolled" if most_unrolled else "scanned"] = compiled(params), memory
     return results
 
 

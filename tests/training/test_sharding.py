@@ -18,7 +18,8 @@ from scaling_jax.training import state, step
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
-BATCH, LENGTH, WIDTH, HIDDEN, VOCABULARY, LAYERS = 16, 64, 64, 256, 2048, 6
+# More layers than any platform writes out.
+BATCH, LENGTH, WIDTH, HIDDEN, VOCABULARY, LAYERS = 16, 64, 64, 256, 2048, 9
 MESHES = {
     "data": MeshConfig(data=8),
     "fsdp": MeshConfig(data=1, fsdp=8),

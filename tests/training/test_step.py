@@ -1,4 +1,5 @@
 import dataclasses
+import math
 
 import jax
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from scaling_jax import mesh as meshes
 from scaling_jax.errors import UserError
 from scaling_jax.models import counting, head, kernels, transformer
+from scaling_jax.planning.collectives import collectives
 from scaling_jax.training import budget, optimizer, state, step
 from scaling_jax.training.optimizer import Hyperparameters
 
@@ -94,7 +96,22 @@ def test_a_platform_may_want_a_batch_in_parts(
     monkeypatch.setattr(head, "mean_loss", counted)
     metrics, _ = run(mesh_name)
     np.testing.assert_allclose(metrics, alone[0], rtol=1e-5)
-    assert min(asked) == BATCH // parts
+    # Where devices hold copies of the parameters, each works through parts of its own rows.
+    assert min(asked) == BATCH // parts // meshes.batch_parts(make_mesh(mesh_name))
+
+
+@pytest.mark.parametrize("microbatches", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.usefixtures("quick_compilation")
+def test_copies_add_up_their_gradients_once_a_step(model, make_mesh, microbatches):
+    """However many microbatches there are: on two slices all of it crosses the slower network."""
+    text = step.lower(model, BATCH, microbatches, make_mesh("data")).compile().as_text()
+    assert text is not None
+    summed = sum(
+        each.repeats * math.prod(each.shape)
+        for each in collectives(text)
+        if each.kind == "all-reduce" and each.shape
+    )
+    assert summed == counting.actual_params(model)
 
 
 def test_metrics_are_those_of_the_parameters_before_the_update(
