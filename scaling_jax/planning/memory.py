@@ -13,8 +13,9 @@ devices along the mesh axes `fsdp` and `tensor`, a chip holds
   activations   L n times what the backward pass keeps of a layer's position:
                   remat block   c d                     the layer's input
                   remat dots    c (2 d + 3 d/t + 2 h/t) and products with weights
-                  remat none    c (3 d + 4 d/t + 6 h/t) + 12 (2 d + 2 d/t)
-                                                        and float32 numbers in the four norms
+                  remat none    c (4 d + 7 d/t + 3 h/t) + 32
+                                                        and what goes into norms, attention and
+                                                        gate, and two numbers of each norm
   layer         what the backward pass of one layer needs besides: where it is computed again,
                 n times remat none's; its weights gathered, for this layer and the next,
                 2 c W_layer / t if f > 1; and attention's gradient for the query, n c d/t for each
@@ -147,9 +148,9 @@ def kept_per_position(model: ModelConfig, tensor: int = 1, lanes: int = LANES) -
 def _kept_by_none(model: ModelConfig, tensor: int, lanes: int) -> float:
     width, hidden = _filled(model.width, lanes), _filled(model.hidden_width / tensor, lanes)
     own = _filled(model.width / tensor, lanes)
-    norms = 2 * width + (2 * own if model.qk_norm else 0)
-    products = 3 * width + 4 * _heads(model, tensor, lanes) + 6 * hidden
-    return BYTES[model.compute_dtype] * products + 3 * FLOAT32 * norms
+    queries_and_keys, norms = (2 * own, 4) if model.qk_norm else (0, 2)
+    numbers = 4 * width + queries_and_keys + own + 4 * _heads(model, tensor, lanes) + 3 * hidden
+    return BYTES[model.compute_dtype] * numbers + 2 * FLOAT32 * norms
 
 
 def _attention_gradient(model: ModelConfig, tensor: int) -> float:

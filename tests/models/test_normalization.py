@@ -47,24 +47,29 @@ def relative(found, wanted):
 @pytest.mark.parametrize("centred", [True, False], ids=["layer_norm", "rms_norm"])
 def test_normalize_is_the_formula_and_its_gradient(centred):
     types = (jnp.float32, jnp.float32)
-    found = results(lambda *xs: normalization.normalize(*xs, centred), types, X, GAIN)
-    wanted = expected(lambda *xs: plain_norm(*xs, centred), types, X, GAIN)
+    found = results(lambda x, gain: normalization.normalize(x, gain, centred), types, X, GAIN)
+    wanted = expected(lambda x, gain: plain_norm(x, gain, centred), types, X, GAIN)
     assert all(relative(*pair) < 1e-6 for pair in zip(found, wanted, strict=True))
 
 
 @pytest.mark.parametrize("centred", [True, False], ids=["layer_norm", "rms_norm"])
 def test_normalize_in_bfloat16_rounds_only_what_goes_out(centred):
     types = (jnp.bfloat16, jnp.float32)
-    found = results(lambda *xs: normalization.normalize(*xs, centred), types, X, GAIN)
+    found = results(lambda x, gain: normalization.normalize(x, gain, centred), types, X, GAIN)
     rounded = np.asarray(jnp.asarray(GAIN, jnp.bfloat16), np.float64)
-    wanted = expected(lambda *xs: plain_norm(*xs, centred), (jnp.bfloat16, jnp.float32), X, rounded)
+    wanted = expected(
+        lambda x, gain: plain_norm(x, gain, centred), (jnp.bfloat16, jnp.float32), X, rounded
+    )
     assert [each.dtype for each in found] == [jnp.bfloat16, jnp.bfloat16, jnp.float32]
     assert all(relative(*pair) < 5e-3 for pair in zip(found, wanted, strict=True))
 
 
 def test_a_row_of_equal_numbers_has_finite_gradients():
     found = results(
-        lambda *xs: normalization.normalize(*xs, True), (jnp.float32,) * 2, np.ones_like(X), GAIN
+        lambda x, gain: normalization.normalize(x, gain, True),
+        (jnp.float32,) * 2,
+        np.ones_like(X),
+        GAIN,
     )
     assert all(np.isfinite(each).all() for each in found)
 
