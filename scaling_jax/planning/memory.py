@@ -18,8 +18,9 @@ devices along the mesh axes `fsdp` and `tensor`, a chip holds
                                                         gate, and two numbers of each norm
   layer         what the backward pass of one layer needs besides: where it is computed again,
                 n times remat none's; its weights gathered, for this layer and the next,
-                2 c W_layer / t if f > 1; and attention's gradient for the query, n c d/t for each
-                block of 512 keys up to a length of 2048, once beyond
+                2 c W_layer / t if f > 1; attention's gradient for the query, n c d/t for each
+                block of 512 keys up to a length of 2048, once beyond; and the gradients of gate,
+                up and their product and two of the layer's input, n (3 c h/t + 8 d)
   head          of the loss: logits of a part of the positions in float32 and their gradient in
                 the compute type; the output matrix gathered, c d V / t, and its whole gradient,
                 4 d V / t; and hidden vectors and their gradient, 2 c n d.
@@ -28,9 +29,9 @@ devices along the mesh axes `fsdp` and `tensor`, a chip holds
 A TPU fills the last axis of an activation up to 128 numbers, in attention that of every head: so
 are d, h and d/t counted.
 
-Parameters, moments and batch are exact. The paper's six sizes were compiled for slices of 4 to 128
-chips of v5e and v5p (libtpu 0.0.42.1), split over data or over fsdp, with remat none or block: the
-peak was between 9 % less and 4 % more than the compiler's arguments and temporaries together.
+Parameters, moments and batch are exact. The paper's two smallest sizes were compiled for four chips
+of v5e (libtpu 0.0.42.1), split over data, with remat none and block: the peak was between 9 % less
+and 3 % more than the compiler's arguments and temporaries together.
 """
 
 import dataclasses
@@ -98,7 +99,7 @@ def estimate(model: ModelConfig, batch_size: int, microbatches: int, mesh: MeshC
     parameters = FLOAT32 * (matrix_weights(model) / (f * t) + gains(model))
     kept = kept_per_position(model, t)
     again = 0.0 if model.remat == "none" else _kept_by_none(model, t, LANES)
-    attended = _attention_gradient(model, t)
+    slopes = _attention_gradient(model, t) + _other_gradients(model, t)
     gathered = 2 * compute * per_layer / t if f > 1 else 0.0
     most = 2 ** int(math.log2(max(MOST_LOGITS // (4 * model.vocabulary_size // t), 1)))
     logits = min(positions, most) * model.vocabulary_size / t
@@ -111,7 +112,7 @@ def estimate(model: ModelConfig, batch_size: int, microbatches: int, mesh: MeshC
         batch=FLOAT32 * sequences * (model.sequence_length + 1),
         casts=0.0 if compute == FLOAT32 else parameters * compute / FLOAT32,
         activations=model.layers * positions * kept,
-        layer=positions * (again + attended) + gathered,
+        layer=positions * (again + slopes) + gathered,
         head=head + 2 * compute * positions * model.width,
     )
 
@@ -158,6 +159,12 @@ def _attention_gradient(model: ModelConfig, tensor: int) -> float:
     length = model.sequence_length
     copies = math.ceil(length / BLOCK) if length <= LONGEST_FUSED else 1
     return copies * BYTES[model.compute_dtype] * _heads(model, tensor, LANES)
+
+
+def _other_gradients(model: ModelConfig, tensor: int) -> float:
+    """Bytes for one position of the gradients that are there at a time besides."""
+    width, hidden = _filled(model.width, LANES), _filled(model.hidden_width / tensor, LANES)
+    return 3 * BYTES[model.compute_dtype] * hidden + 2 * FLOAT32 * width
 
 
 def _heads(model: ModelConfig, tensor: int, lanes: int) -> float:
