@@ -16,8 +16,8 @@ from pathlib import Path
 
 MAX_DEVICES = 8
 
-# Address space to begin with, not memory: a page is used once something is written there. As large
-# as may be below the threshold from which glibc would give it back.
+# Address space to begin with, not memory: a page is used once something is written there. Below the
+# threshold from which glibc would give it back.
 HEAP, HUGE_PAGE = 1536 << 20, 2 << 20
 
 # glibc's mallopt(3): parameter numbers from malloc.h.

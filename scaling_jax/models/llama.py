@@ -21,7 +21,7 @@ from scaling_jax import atomic
 from scaling_jax import config as configs
 from scaling_jax.config import ModelConfig
 from scaling_jax.errors import UserError
-from scaling_jax.models import normalization, safetensors_file
+from scaling_jax.models import activations, safetensors_file
 from scaling_jax.models.transformer import Params
 
 CONFIG_FILE = "config.json"
@@ -121,7 +121,7 @@ def _to_model(given: Mapping[str, Any], source: str) -> ModelConfig:
     _check(source, "num_key_value_heads", given.get("num_key_value_heads") or heads, heads)
     _check(source, "head_dim", given.get("head_dim") or model.head_width, model.head_width)
     _check(source, "intermediate_size", hidden, model.hidden_width)
-    _check(source, "rms_norm_eps", given.get("rms_norm_eps", 1e-6), normalization.EPSILON)
+    _check(source, "rms_norm_eps", given.get("rms_norm_eps", 1e-6), activations.NORM_EPSILON)
     return model
 
 
@@ -137,7 +137,7 @@ def _from_model(model: ModelConfig) -> dict[str, Any]:
         "num_key_value_heads": model.heads,
         "max_position_embeddings": model.sequence_length,
         "rope_theta": model.rope_base,
-        "rms_norm_eps": normalization.EPSILON,
+        "rms_norm_eps": activations.NORM_EPSILON,
         "hidden_act": "silu",
         "attention_bias": False,
         "mlp_bias": False,

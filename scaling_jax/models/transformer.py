@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Float32, Int
 
 from scaling_jax.config import ModelConfig
 from scaling_jax.mesh import constrain
-from scaling_jax.models import kernels, normalization, parameters
+from scaling_jax.models import activations, kernels, parameters
 
 # What remat calls the matrix products with weights.
 PRODUCT = "product"
@@ -43,7 +43,7 @@ class Norm(nnx.Module):
 
     def __call__(self, x: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
         """Normalises `x`."""
-        return normalization.normalize(x, self.gain[...], self.centred)
+        return activations.normalize(x, self.gain[...], self.centred)
 
 
 class Attention(nnx.Module):
@@ -100,7 +100,7 @@ class FeedForward(nnx.Module):
         """Transforms each position of `x` by itself."""
         both = _project(x, self.gate_up)
         both = constrain(both, "batch", "length", "gate_up", "mlp")
-        return _project(normalization.gate(both), self.down)
+        return _project(activations.gate(both), self.down)
 
 
 class Block(nnx.Module):

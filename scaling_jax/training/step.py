@@ -132,24 +132,24 @@ def _mean_gradient(
     There are `microbatches` of them, or a multiple where that is faster.
     """
     parts = microbatches * _parts_of(model, rows.shape[0] // microbatches)
-    weight = jnp.asarray(hyper.z_loss_weight, jnp.float32)
+    z_loss_weight = jnp.asarray(hyper.z_loss_weight, jnp.float32)
     if parts == 1:
-        return _gradient(model, params, weight, rows)
+        return _gradient(model, params, z_loss_weight, rows)
 
-    def mean(params: Params, weight: Array, rows: Rows) -> Gradient:
+    def mean(params: Params, z_loss_weight: Array, rows: Rows) -> Gradient:
         # Strided parts: each holds rows of every device, so none has to move.
         split = rows.reshape(-1, parts, rows.shape[1]).swapaxes(0, 1)
         split = meshes.constrain(split, "layer", "batch", "length")
-        one = functools.partial(_gradient, model, params, weight)
-        like = jax.eval_shape(one, split[0])
-        zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
+        one = functools.partial(_gradient, model, params, z_loss_weight)
+        zero = jax.tree.map(jnp.zeros_like, jax.eval_shape(one, split[0]))
         total, _ = jax.lax.scan(
             lambda total, rows: (jax.tree.map(jnp.add, total, one(rows)), None), zero, split
         )
         return jax.tree.map(lambda leaf: leaf / parts, total)
 
     # The devices' gradients are added up once, and not those of every part.
-    return meshes.mean_over_copies(mean, ((), (), ("batch", "length")))(params, weight, rows)
+    over_copies = meshes.mean_over_copies(mean, ((), (), ("batch", "length")))
+    return over_copies(params, z_loss_weight, rows)
 
 
 def _gradient(

@@ -11,7 +11,6 @@ from scaling_jax import mesh as meshes
 from scaling_jax.config import MeshConfig, ModelConfig
 from scaling_jax.models import counting, head, kernels, tpu_kernels, transformer
 from scaling_jax.planning import memory
-from scaling_jax.planning.memory import BYTES
 from scaling_jax.training import step
 
 SMALL = ModelConfig(
@@ -58,7 +57,7 @@ def test_activations_are_what_the_backward_pass_keeps(monkeypatch, remat, dtype,
     batch, length = 2, model.sequence_length
     measured = _kept_by_jax(model, batch) / (model.layers * batch * length)
     # Unlike the kernel for TPU, plain attention keeps its result once, not by heads as well.
-    once = BYTES[dtype] * model.width if remat == "none" else 0
+    once = memory.BYTES[dtype] * model.width if remat == "none" else 0
     assert memory.kept_per_position(model, lanes=1) - once == pytest.approx(measured, rel=0.03)
 
 

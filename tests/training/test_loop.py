@@ -346,9 +346,13 @@ def with_health(config, **changes):
 def test_a_run_that_may_skip_steps_but_need_not_is_the_same(config, whole, tmp_path):
     guarded = with_health(config, nonfinite="skip", spike="skip", spike_window=8)
     found = loop.train(guarded, tmp_path)
-    # Another program, which may round differently.
-    np.testing.assert_allclose(found.curve["loss"], whole.curve["loss"], rtol=1e-5)
-    assert not found.curve["skipped"].any()
+    # Gradients agree to the bit; the update is another program, which may round its last one.
+    for one, other in zip(*map(jax.tree.leaves, (found.state, whole.state)), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+    assert found.curve.keys() == whole.curve.keys()
+    for name, column in whole.curve.items():
+        np.testing.assert_allclose(found.curve[name], column, rtol=1e-5)
+    assert found.budget == whole.budget
     assert checkpoint.read_meta(tmp_path / "checkpoints")["health"] == "ok"
 
 

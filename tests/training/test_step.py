@@ -101,7 +101,6 @@ def test_a_platform_may_want_a_batch_in_parts(
 
 
 @pytest.mark.parametrize("microbatches", [1, pytest.param(2, marks=pytest.mark.slow)])
-@pytest.mark.usefixtures("quick_compilation")
 def test_copies_add_up_their_gradients_once_a_step(model, make_mesh, microbatches):
     """However many microbatches there are: on two slices all of it crosses the slower network."""
     text = step.lower(model, BATCH, microbatches, make_mesh("data")).compile().as_text()

@@ -1,7 +1,7 @@
-"""LayerNorm without a bias, RMSNorm and the gate of SwiGLU, with gradients written by hand.
+"""What happens to activations between matrix products, with gradients written by hand.
 
-Left to differentiation, each would keep several arrays of the size of the activations for its
-backward pass, and go over them one by one. These keep what they were given.
+LayerNorm without a bias, RMSNorm and the gate of SwiGLU would each, left to differentiation, keep
+several arrays for the backward pass and go over them one by one. These keep what they were given.
 """
 
 import functools
@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from scaling_jax.mesh import constrain
 
-EPSILON = 1e-5
+NORM_EPSILON = 1e-5
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -32,7 +32,7 @@ def normalize(
 def _normalize(x: Array, gain: Array, centred: bool):
     exact = x.astype(jnp.float32)
     mean = exact.mean(axis=-1, keepdims=True) if centred else jnp.zeros((), jnp.float32)
-    scale = jax.lax.rsqrt(jnp.square(exact - mean).mean(axis=-1, keepdims=True) + EPSILON)
+    scale = jax.lax.rsqrt(jnp.square(exact - mean).mean(axis=-1, keepdims=True) + NORM_EPSILON)
     rounded = gain.astype(x.dtype).astype(jnp.float32)
     return ((exact - mean) * scale * rounded).astype(x.dtype), (x, rounded, mean, scale)
 
