@@ -7,7 +7,7 @@ microbatch on one chip, and r, s, f, t devices along data, slice, fsdp and tenso
 
   fsdp     of each microbatch the weights in the compute type, gathered for the forward and for the
            backward pass, and float32 gradients scattered: (2 c + 4) W/t (f - 1)/f
-  data     of each microbatch the sum of float32 gradients: 2 x 4 W/(f t) (r - 1)/r
+  data     once a step the sum of float32 gradients: 2 x 4 W/(f t) (r - 1)/r
   slice    the same, with (s - 1)/s, over the data-centre network
   tensor   of each layer the sums after both of its halves, forward, backward and, where it is
            computed again, once more: 2 x (4 or 6) c b d (t - 1)/t
@@ -55,15 +55,15 @@ def step_time(
     sums = 4 if model.remat == "none" else 6
     along_tensor = 2 * sums * compute * model.layers * positions * model.width * _others(t)
     along_fsdp = microbatches * (2 * compute + memory.FLOAT32) * weights / t * _others(f)
-    gradients = microbatches * 2 * memory.FLOAT32 * weights / (f * t)
+    gradients = 2 * memory.FLOAT32 * weights / (f * t)
     # Norms of queries and keys, whose heads are split, have sums of their own.
     along = sums * (2 if model.qk_norm else 1)
-    count = along * (t > 1) + 3 * MATRICES * (f > 1) + MATRICES * (data * mesh.slices > 1)
+    often, once = along * (t > 1) + 3 * MATRICES * (f > 1), MATRICES * (data * mesh.slices > 1)
     return StepTime(
         compute=operations / (chips * chip.peak_flops * mfu),
         collectives=(along_tensor + along_fsdp + gradients * _others(data)) / chip.axis_bandwidth
         + gradients * _others(mesh.slices) / chip.network_bandwidth
-        + LEAST_SECONDS * microbatches * model.layers * count,
+        + LEAST_SECONDS * model.layers * (microbatches * often + once),
     )
 
 
